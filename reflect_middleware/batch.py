@@ -1,0 +1,37 @@
+"""What one reflection reads: episodes and lessons under short handles that a model can repeat without error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The episodes of one reflection, named E1, E2, and the related lessons, named L1, L2 and so on."""
+
+    namespace: Namespace
+    episodes: tuple[Episode, ...]
+    """The claimed episodes, in the order of their handles."""
+    lessons: tuple[Lesson, ...] = ()
+    """The existing lessons that these episodes may touch, in the order of their handles."""
+    rejected: tuple[EditOutcome, ...] = ()
+    """Edits refused earlier, so that they need not be proposed again."""
+
+    @property
+    def episode_handles(self) -> dict[str, Episode]:
+        """Handle to episode, in order."""
+        return {f"E{n}": episode for n, episode in enumerate(self.episodes, 1)}
+
+    @property
+    def lesson_handles(self) -> dict[str, Lesson]:
+        """Handle to lesson, in order."""
+        return {f"L{n}": lesson for n, lesson in enumerate(self.lessons, 1)}
+
+    def handle(self, id: str) -> str:
+        """The handle of an episode's or a lesson's id; the id itself where it has none."""
+        lessons = {lesson.id: handle for handle, lesson in self.lesson_handles.items()}
+        return lessons.get(id) or {e.id: handle for handle, e in self.episode_handles.items()}.get(id, id)

@@ -1,0 +1,138 @@
+"""Where lessons enter: the message list of each model call of the active run, merged into its one system message.
+
+`BaseChatModel._convert_input` is the one method that every way of calling a chat model goes through. It is private, so a
+test per supported version guards it; while no run of ours is active, the hook only reads one context variable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import wraps
+from threading import Lock
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+
+if TYPE_CHECKING:
+    from reflect_middleware.session import Session
+
+active: ContextVar[Session | None] = ContextVar("reflect_active", default=None)
+"""The session whose graph is running here."""
+_muted: ContextVar[bool] = ContextVar("reflect_muted", default=False)
+_CORE_FILE = sys.modules[BaseChatModel.__module__].__file__
+_INSIDE = frozenset({"_generate", "_agenerate", "_stream", "_astream"})
+_installing = Lock()
+
+
+@contextlib.contextmanager
+def no_lessons() -> Iterator[None]:
+    """Model calls inside this block get no lessons."""
+    token = _muted.set(True)
+    try:
+        yield
+    finally:
+        _muted.reset(token)
+
+
+def muted() -> bool:
+    """Whether a `no_lessons` block is open here."""
+    return _muted.get()
+
+
+def get_lessons() -> str:
+    """The lesson block of the run that this code is part of, for raw provider SDK calls; empty outside of one."""
+    session = session_here()
+    return "" if session is None or muted() else session.block
+
+
+def get_episode_id() -> str | None:
+    """The id of the episode that this code (a node, a tool) is part of; None outside of one."""
+    session = session_here()
+    return None if session is None else session.episode_id
+
+
+def session_here() -> Session | None:
+    """The session of the innermost run that this code is part of, whether wrapped or followed by a middleware."""
+    return next((session for find in finders if (session := find()) is not None), None) or active.get()
+
+
+finders: list[Callable[[], Session | None]] = []
+"""Further ways to know the session; the middleware adds its own."""
+
+
+def install() -> None:
+    """Hook the model boundary, once per process."""
+    with _installing:
+        original = BaseChatModel._convert_input  # noqa: SLF001 - guarded by a test per supported version
+        if getattr(original, "reflect_hook", False):
+            return
+
+        @wraps(original)
+        def _convert_input(self: BaseChatModel, model_input: Any) -> PromptValue:
+            value = original(self, model_input)
+            session = active.get()
+            if session is None or not session.block or _muted.get():
+                return value
+            return _inject(value, session)
+
+        _convert_input.reflect_hook = True  # type: ignore[attr-defined]
+        BaseChatModel._convert_input = _convert_input  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def merge(messages: Sequence[BaseMessage], block: str) -> list[BaseMessage]:
+    """The messages with `block` at the end of the first system message, or of a new one in front. Idempotent."""
+    for index, message in enumerate(messages):
+        if isinstance(message, SystemMessage):
+            if block in text_of(message.content):
+                return list(messages)
+            merged = message.model_copy(update={"content": extend(message.content, block)})
+            return [*messages[:index], merged, *messages[index + 1 :]]
+    return [SystemMessage(block), *messages]
+
+
+def extend(content: str | list[Any], block: str) -> str | list[Any]:
+    """System content with the block behind it; plain text stays plain text."""
+    if isinstance(content, str):
+        return f"{content}\n\n{block}" if content else block
+    return [*content, {"type": "text", "text": block}]
+
+
+def text_of(content: str | list[Any]) -> str:
+    """The text in a message's content."""
+    if isinstance(content, str):
+        return content
+    parts = (part if isinstance(part, str) else part.get("text", "") for part in content if isinstance(part, (str, dict)))
+    return "\n".join(str(part) for part in parts)
+
+
+def _inject(value: PromptValue, session: Session) -> PromptValue:
+    try:
+        if not _entered_from_call(sys._getframe(2)) or not session.wants_lessons():  # noqa: SLF001
+            return value
+        return ChatPromptValue(messages=merge(value.to_messages(), session.block))
+    except Exception as error:  # noqa: BLE001 - boundary to the user's run
+        session.core.failed("inject", error)
+        return value
+
+
+def _entered_from_call(frame: FrameType | None) -> bool:
+    """Whether this conversion opens a model call.
+
+    Provider classes convert again while they build the request, some after taking the system text out of the messages:
+    those conversions come from inside `_generate` and its kin, and must not get the lessons a second time.
+    """
+    for _ in range(12):
+        if frame is None:
+            return True
+        if frame.f_code.co_name in _INSIDE:
+            return False
+        if frame.f_code.co_filename == _CORE_FILE:
+            return True
+        frame = frame.f_back
+    return True

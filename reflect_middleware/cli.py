@@ -1,0 +1,253 @@
+"""The command line: see and change what was learned. Imported by the console script only."""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import reflect_middleware
+from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_view import View
+from reflect_middleware.errors import ConfigurationError, ReflectError
+from reflect_middleware.reflection import Reflection
+
+
+class DemoNotFoundError(ReflectError, FileNotFoundError):
+    """The demo is not part of the installed package."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"The demo lives in the source checkout, and there is no {place!r}."
+            " Clone the repository and run `make demo` in it."
+        )
+
+
+class ListByDefault(TyperGroup):
+    """A group whose `list` runs when no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` in front of bare options."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+MANY = 1_000
+"""How far back a short id is looked for."""
+SETTINGS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(help="See and change what your agents learned from their runs.", **SETTINGS)
+lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
+episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show.")
+reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
+app.add_typer(lessons, name="lessons")
+app.add_typer(episodes, name="episodes")
+app.add_typer(reflections, name="reflections")
+
+Id = Annotated[str, typer.Argument(help="An id, or enough of its first characters.")]
+When = Annotated[str, typer.Option("--when", help="The situation in which it applies.")]
+Do = Annotated[str, typer.Option("--do", help="The advice.")]
+Because = Annotated[str, typer.Option("--because", help="The evidence.")]
+NewWhen = Annotated[str | None, typer.Option("--when", help="The situation in which it applies.")]
+NewDo = Annotated[str | None, typer.Option("--do", help="The advice.")]
+NewBecause = Annotated[str | None, typer.Option("--because", help="The evidence.")]
+NewPinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Keep it as it is, whatever is learned.")]
+Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it as it is, whatever is learned.")]
+Status = Annotated[str | None, typer.Option("--status", help="Only these.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest first.")]
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def demo(ctx: typer.Context) -> None:
+    """Watch a small model learn the house rules of an expense desk (needs the source checkout)."""
+    with reported(View()):
+        raise typer.Exit(_demo(ctx.args))
+
+
+@lessons.command("list")
+@opened()
+def list_lessons(reflection: Reflection, view: View, status: Status = None) -> None:
+    """List the lessons (status: candidate, active or retired)."""
+    view.lessons(reflection.lessons.list(status=status, namespace=view.namespace))
+
+
+@lessons.command("search")
+@opened()
+def search_lessons(
+    reflection: Reflection, view: View, text: str, k: Annotated[int, typer.Option("-k", min=1)] = 5
+) -> None:
+    """Find the lessons that fit a task."""
+    view.nearest(reflection.lessons.search(text, k, namespace=view.namespace))
+
+
+@lessons.command("show")
+@opened()
+def show_lesson(reflection: Reflection, view: View, id: Id) -> None:
+    """Show one lesson in full."""
+    view.lesson(reflection.lessons.get(_lesson(reflection, view, id)))
+
+
+@lessons.command("add")
+@opened(creates=True)
+def add_lesson(
+    reflection: Reflection, view: View, *, when: When, do: Do, because: Because = "", pinned: Pinned = False
+) -> None:
+    """Add a lesson by hand; it is active at once."""
+    view.lesson(reflection.lessons.add(when=when, do=do, because=because, pinned=pinned, namespace=view.namespace))
+
+
+@lessons.command("edit")
+@opened()
+def edit_lesson(
+    reflection: Reflection,
+    view: View,
+    id: Id,
+    *,
+    when: NewWhen = None,
+    do: NewDo = None,
+    because: NewBecause = None,
+    pinned: NewPinned = None,
+) -> None:
+    """Change a lesson's words, or pin it."""
+    found = _lesson(reflection, view, id)
+    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned))
+
+
+@lessons.command("approve")
+@opened()
+def approve_lesson(reflection: Reflection, view: View, id: Id) -> None:
+    """Make a candidate active."""
+    view.lesson(reflection.lessons.approve(_lesson(reflection, view, id)))
+
+
+@lessons.command("retire")
+@opened()
+def retire_lesson(reflection: Reflection, view: View, id: Id) -> None:
+    """Stop using a lesson; its history stays."""
+    view.lesson(reflection.lessons.retire(_lesson(reflection, view, id)))
+
+
+@lessons.command("history")
+@opened()
+def lesson_history(reflection: Reflection, view: View, id: Id) -> None:
+    """Show all versions of a lesson."""
+    view.versions(reflection.lessons.history(_lesson(reflection, view, id)))
+
+
+@lessons.command("rollback")
+@opened()
+def rollback_lessons(
+    reflection: Reflection,
+    view: View,
+    to: Annotated[str, typer.Option("--to", help="A reflection's id, or a time such as 2026-11-22T14:00.")],
+) -> None:
+    """Put all lessons back to what they were before a reflection, or at a time; prints those that changed."""
+    changed = reflection.lessons.rollback(to=_moment(reflection, view, to), namespace=view.namespace)
+    view.lessons(changed)
+
+
+@episodes.command("list")
+@opened()
+def list_episodes(
+    reflection: Reflection,
+    view: View,
+    limit: Limit = 20,
+    thread: Annotated[str | None, typer.Option("--thread", help="Only this thread's.")] = None,
+    status: Status = None,
+) -> None:
+    """List recorded runs, the newest first."""
+    view.episodes(reflection.episodes.list(limit=limit, thread_id=thread, status=status, namespace=view.namespace))
+
+
+@episodes.command("show")
+@opened()
+def show_episode(reflection: Reflection, view: View, id: Id) -> None:
+    """Show one run: its steps, rewards and the lessons it was shown."""
+    known = reflection.episodes.list(limit=MANY, namespace=view.namespace)
+    view.episode(reflection.episodes.get(_full(id, (episode.id for episode in known))))
+
+
+@reflections.command("list")
+@opened()
+def list_reflections(reflection: Reflection, view: View, limit: Limit = 20) -> None:
+    """List reflections, the newest first."""
+    view.reflections(reflection.reflections.list(limit=limit, namespace=view.namespace))
+
+
+@reflections.command("show")
+@opened()
+def show_reflection(reflection: Reflection, view: View, id: Id) -> None:
+    """Show one reflection: what the model was asked, what it said, what became of it."""
+    view.reflection(reflection.reflections.get(_reflection_id(reflection, view, id)))
+
+
+@app.command()
+@opened()
+def pause(reflection: Reflection, view: View) -> None:
+    """Switch learning and lessons off for every process on this ledger, within seconds."""
+    reflection.pause()
+    view.say("Paused: runs go on without lessons and nothing is learned. Undo with `reflect resume`.", paused=True)
+
+
+@app.command()
+@opened()
+def resume(reflection: Reflection, view: View) -> None:
+    """Switch learning and lessons on again."""
+    reflection.resume()
+    view.say("Resumed.", paused=False)
+
+
+@app.command()
+@opened(creates=True)
+def doctor(reflection: Reflection, view: View) -> None:
+    """Check ledger, store, embedder and model; exit code 1 if one has a problem."""
+    findings = reflection.doctor()
+    view.findings(findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _demo(arguments: list[str]) -> int:
+    examples = Path(reflect_middleware.__file__).parents[1] / "examples"
+    if not (examples / "expense_desk").is_dir():
+        raise DemoNotFoundError(str(examples))
+    sys.path.insert(0, str(examples))
+    return int(importlib.import_module("expense_desk.demo").main(arguments))
+
+
+def _lesson(reflection: Reflection, view: View, given: str) -> str:
+    return _full(given, (lesson.id for lesson in reflection.lessons.list(namespace=view.namespace)))
+
+
+def _reflection_id(reflection: Reflection, view: View, given: str) -> str:
+    return _full(given, (record.id for record in reflection.reflections.list(limit=MANY, namespace=view.namespace)))
+
+
+def _full(given: str, ids: Iterable[str]) -> str:
+    """The one id that starts like `given`; `given` itself if none does."""
+    fits = [known for known in ids if known.startswith(given)]
+    if len(fits) > 1 and given not in fits:
+        raise ConfigurationError("The id", given, f"more of its characters, for it fits {len(fits)} ids")
+    return fits[0] if len(fits) == 1 else given
+
+
+def _moment(reflection: Reflection, view: View, given: str) -> str | datetime:
+    try:
+        return datetime.fromisoformat(given).astimezone()
+    except ValueError:
+        return _reflection_id(reflection, view, given)

@@ -1,0 +1,300 @@
+"""Check a reflector's edits and turn them into changes of the lessons. Pure: no clock, model or ledger of its own.
+
+Garbage must never cost a lesson: what cannot be shown from the episodes changes, merges and retires nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+from reflect_middleware.alike import union
+from reflect_middleware.desk import Change, Desk, Limits, Plan
+from reflect_middleware.evidence import episode_text, found, quoted
+from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, LessonStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from reflect_middleware.batch import Batch
+    from reflect_middleware.store import Vector
+
+__all__ = ["Change", "Limits", "Plan", "curate", "episode_text", "quoted", "texts_to_embed"]
+
+Approval = Literal["auto", "human"]
+
+
+def texts_to_embed(edits: Sequence[Edit], batch: Batch) -> tuple[str, ...]:
+    """The texts of the lessons that these edits could make, each once."""
+    known = batch.lesson_handles
+    drafts = []
+    for edit in edits:
+        old = known.get(edit.lessons[0]) if edit.op == "edit" and edit.lessons else None
+        when, do = _wording(edit, old)
+        if edit.op != "retire" and when and do:
+            drafts.append(f"{when}: {do}")
+    return union(drafts)
+
+
+def curate(
+    edits: Sequence[Edit],
+    batch: Batch,
+    *,
+    existing: Sequence[tuple[Lesson, Vector | None]],
+    vectors: Mapping[str, Vector],
+    limits: Limits,
+    approval: Approval,
+    reflection_id: str,
+    clock: Callable[[], datetime],
+) -> Plan:
+    """Decide about each edit, in order. Equal arguments give an equal plan, ids of new lessons included.
+
+    Args:
+        edits: As the reflector proposed them, by handles.
+        batch: What the handles stand for.
+        existing: The namespace's lessons as the ledger has them now, with their vectors. Retired ones are ignored.
+        vectors: Text to unit float32 vector, for `texts_to_embed`; without one only equal words count as duplicates.
+        limits: Lengths and caps.
+        approval: `"human"`: additions, edits and merges wait as candidates, and nothing is retired.
+        reflection_id: Becomes `created_by`.
+        clock: The time of all changes.
+    """
+    desk = Desk(batch.namespace, existing, vectors, threshold=limits.duplicate, by=reflection_id, at=clock())
+    judge = _Judge(batch=batch, desk=desk, limits=limits, by_hand=approval == "human")
+    outcomes = [judge.outcome(number, edit) for number, edit in enumerate(edits)]
+    outcomes = _keep_cap(desk, limits.lessons, outcomes)
+    return Plan(changes=desk.changes(), outcomes=tuple(outcomes))
+
+
+class _RefusedError(Exception):
+    """This edit changes nothing; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """One edit with its handles resolved and its quote checked."""
+
+    edit: Edit
+    lessons: tuple[Lesson, ...]
+    sources: tuple[str, ...]
+    """The named episodes; those that hold the quote where none is named."""
+    because: str
+    supported: bool
+    new_id: str
+
+    @property
+    def unsupported(self) -> str:
+        """What is wrong with its quote."""
+        where = ", ".join(self.edit.episodes) or "any episode"
+        return f"its quote is not in {where}" if self.because else "it quotes no evidence"
+
+    def demand_support(self) -> None:
+        if not self.supported:
+            raise _RefusedError(self.unsupported)
+
+    def only_lesson(self) -> Lesson:
+        if len(self.lessons) != 1:
+            raise _RefusedError(f"{self.edit.op} takes one lesson; {len(self.lessons)} are named")
+        return self.lessons[0]
+
+
+def _wording(edit: Edit, old: Lesson | None) -> tuple[str, str]:
+    """The edit's when and do, one space between words; the old lesson's where the edit says nothing."""
+    when, do = " ".join(edit.when.split()), " ".join(edit.do.split())
+    return (when or old.when, do or old.do) if old else (when, do)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Decides about one edit after the other and lays what is accepted on the desk."""
+
+    batch: Batch
+    desk: Desk
+    limits: Limits
+    by_hand: bool
+    """A person approves: nothing becomes active or retires here."""
+
+    def outcome(self, number: int, edit: Edit) -> EditOutcome:
+        """Apply one edit, or say why not."""
+        if number >= self.limits.edits:
+            return EditOutcome(edit=edit, accepted=False, reason=f"an answer may have {self.limits.edits} edits")
+        act = {"add": self._add, "edit": self._edit, "merge": self._merge, "retire": self._retire}[edit.op]
+        try:
+            lesson, reason = act(self._case(number, edit))
+        except _RefusedError as refused:
+            return EditOutcome(edit=edit, accepted=False, reason=str(refused))
+        return EditOutcome(edit=edit, accepted=True, reason=reason, lesson_id=lesson.id)
+
+    def _case(self, number: int, edit: Edit) -> _Case:
+        episodes = [self._episode(handle) for handle in edit.episodes]
+        named = [self._lesson(handle) for handle in edit.lessons] if edit.op != "add" else []
+        lessons = tuple({lesson.id: lesson for lesson in named}.values())
+        because = edit.because.strip()
+        holding = [episode.id for episode in episodes or self.batch.episodes if quoted(because, episode)]
+        own = edit.op == "merge" and any(found(because, lesson.because) for lesson in lessons if lesson.supported)
+        return _Case(
+            edit=edit,
+            lessons=lessons,
+            sources=union([episode.id for episode in episodes] or holding),
+            because=because[: self.limits.because],
+            supported=bool(holding) or own,
+            new_id=str(uuid5(NAMESPACE_URL, f"reflection/{self.desk.by}/{number}")),
+        )
+
+    def _episode(self, handle: str) -> Episode:
+        known = self.batch.episode_handles
+        if handle not in known:
+            raise _RefusedError(f"there is no episode {handle}; there are E1 to E{len(known)}")
+        return known[handle]
+
+    def _lesson(self, handle: str) -> Lesson:
+        """The lesson a handle stands for, if this answer may change it."""
+        read = self.batch.lesson_handles.get(handle)
+        if read is None:
+            raise _RefusedError(f"there is no lesson {handle}")
+        lesson = self.desk.before.get(read.id)
+        if lesson is None or lesson.version != read.version:
+            raise _RefusedError(f"lesson {handle} was changed or retired while the reflector read it")
+        if lesson.pinned:
+            raise _RefusedError(f"lesson {handle} is pinned")
+        if lesson.id in self.desk.touched:
+            raise _RefusedError(f"an earlier edit of this answer changes lesson {handle}")
+        return lesson
+
+    def _texts(self, case: _Case, old: Lesson | None = None) -> tuple[str, str]:
+        """The lesson's when and do, if they are there and short enough."""
+        when, do = _wording(case.edit, old)
+        for name, text, most in (("when", when, self.limits.when), ("do", do, self.limits.do)):
+            if not text:
+                raise _RefusedError(f'"{name}" is empty')
+            if len(text) > most:
+                raise _RefusedError(f'"{name}" has {len(text)} characters; at most {most} are allowed')
+        return when, do
+
+    def _refuse_twin(self, text: str, own: Sequence[Lesson]) -> None:
+        twin = self.desk.twin(text, apart_from=own)
+        if twin:
+            raise _RefusedError(f"it would say the same as lesson {twin.id}")
+
+    def _add(self, case: _Case) -> tuple[Lesson, str]:
+        if not case.edit.episodes:
+            raise _RefusedError("it names no episode")
+        when, do = self._texts(case)
+        twin = self.desk.twin(f"{when}: {do}")
+        if twin:
+            return self._confirm(twin, case)
+        reason = "" if case.supported else f"kept as a candidate: {case.unsupported}"
+        return self._new(case, when, do, sources=case.sources), reason
+
+    def _confirm(self, twin: Lesson, case: _Case) -> tuple[Lesson, str]:
+        """An addition that is known already: its episodes are further evidence for the standing lesson."""
+        sources = union(twin.sources, case.sources)
+        proven = case.supported and not twin.supported
+        if twin.pinned or (sources == twin.sources and not proven):
+            raise _RefusedError(f"already known: lesson {twin.id}")
+        if not case.supported:
+            raise _RefusedError(f"already known: lesson {twin.id}, and {case.unsupported}")
+        reason = f"merged into lesson {twin.id}"
+        if proven:
+            status = self._promoted(twin)
+            changed = self.desk.change(twin, sources=sources, because=case.because, supported=True, status=status)
+            return changed, reason
+        return self.desk.change(twin, sources=sources), reason
+
+    def _promoted(self, lesson: Lesson) -> LessonStatus:
+        """A candidate that only lacked evidence becomes active with it, unless a person decides."""
+        return lesson.status if lesson.supported or self.by_hand else "active"
+
+    def _edit(self, case: _Case) -> tuple[Lesson, str]:
+        old = case.only_lesson()
+        when, do = self._texts(case, old)
+        sources = union(old.sources, case.sources)
+        if (when, do, sources) == (old.when, old.do, old.sources) and case.because in ("", old.because):
+            raise _RefusedError("it changes nothing")
+        case.demand_support()
+        self._refuse_twin(f"{when}: {do}", case.lessons)
+        if self.by_hand:
+            self.desk.touched.add(old.id)
+            return self._new(case, when, do, sources=sources, replaces=(old.id,)), "waits as a candidate"
+        changed = self.desk.change(
+            old,
+            when=when,
+            do=do,
+            because=case.because,
+            sources=sources,
+            status=self._promoted(old),
+            supported=True,
+            needs_review=False,
+        )
+        return changed, ""
+
+    def _merge(self, case: _Case) -> tuple[Lesson, str]:
+        parents = case.lessons
+        if len(parents) <= 1:
+            raise _RefusedError(f"a merge takes two lessons or more; {len(parents)} are named")
+        when, do = self._texts(case)
+        case.demand_support()
+        self._refuse_twin(f"{when}: {do}", parents)
+        sources = union(*(parent.sources for parent in parents), case.sources)
+        merged = self._new(case, when, do, sources=sources, replaces=tuple(parent.id for parent in parents))
+        if self.by_hand:
+            self.desk.touched.update(merged.replaces)
+            return merged, "waits as a candidate"
+        if any(parent.status == "active" for parent in parents):
+            self.desk.grown.remove(merged.id)
+        for parent in parents:
+            self.desk.change(parent, status="retired")
+        return merged, ""
+
+    def _retire(self, case: _Case) -> tuple[Lesson, str]:
+        lesson = case.only_lesson()
+        case.demand_support()
+        if self.by_hand:
+            raise _RefusedError(f"needs a person: lessons.retire({lesson.id!r})")
+        return self.desk.change(lesson, status="retired"), ""
+
+    def _new(
+        self, case: _Case, when: str, do: str, *, sources: tuple[str, ...], replaces: tuple[str, ...] = ()
+    ) -> Lesson:
+        """A new lesson: active, or a candidate where a person decides or the evidence is missing."""
+        waits = self.by_hand or not case.supported
+        if waits and self.desk.count("candidate") >= self.limits.lessons:
+            raise _RefusedError(f"{self.limits.lessons} candidates wait already: approve or retire some")
+        return self.desk.make(
+            Lesson(
+                id=case.new_id,
+                namespace=self.batch.namespace,
+                when=when,
+                do=do,
+                because=case.because,
+                status="candidate" if waits else "active",
+                sources=sources,
+                supported=case.supported,
+                replaces=replaces,
+                created_by=self.desk.by,
+                created_at=self.desk.at,
+                updated_at=self.desk.at,
+            )
+        )
+
+
+def _keep_cap(desk: Desk, most: int, outcomes: list[EditOutcome]) -> list[EditOutcome]:
+    """Make room for lessons that became active: the weakest untouched ones retire, else the newest go back."""
+    while desk.grown and desk.count("active") > most:
+        spare = desk.spare()
+        if spare:
+            desk.change(spare, status="retired")
+            continue
+        newest = desk.after[desk.grown.pop()]
+        reason = f"there is no room: {most} active lessons, none of them free to retire"
+        gone = newest.id not in desk.before and not newest.replaces
+        if gone:
+            desk.forget(newest)
+            news = {"accepted": False, "reason": reason, "lesson_id": ""}
+        else:
+            desk.change(newest, status="candidate")
+            news = {"reason": f"kept as a candidate: {reason}"}
+        outcomes = [o.model_copy(update=news) if o.lesson_id == newest.id else o for o in outcomes]
+    return outcomes

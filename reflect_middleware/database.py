@@ -1,0 +1,247 @@
+"""The ledger's tables and the one way to reach them: SQLAlchemy Core on SQLite (WAL) or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from reflect_middleware.errors import LedgerError, MissingExtraError
+
+SCHEMA_VERSION = 1
+metadata = sa.MetaData()
+
+
+def _text(name: str, **kwargs: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, server_default="", **kwargs)
+
+
+meta = sa.Table("meta", metadata, sa.Column("key", sa.Text, primary_key=True), _text("value"))
+
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("namespace"),
+    _text("agent"),
+    _text("thread_id"),
+    _text("checkpoint_ns"),
+    _text("root_run_id"),
+    _text("parent_id"),
+    _text("status"),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("ready_at", sa.Float),  # from when on it counts towards K; null while it is interrupted
+    _text("reflection_id"),
+    _text("dead_letter"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("episodes_ready", "namespace", "reflection_id", "dead_letter", "ready_at"),
+    sa.Index("episodes_thread", "thread_id", "started_at"),
+    sa.Index("episodes_root", "root_run_id"),
+    sa.Index("episodes_time", "started_at"),
+)
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("episode_id", sa.Text, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+)
+rewards = sa.Table(
+    "rewards",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("target", sa.Text, nullable=False),  # an episode's id; anything else waits for its episode
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("current", sa.Boolean, nullable=False),
+    sa.Column("waiting", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("rewards_target", "target", "current"),
+    sa.Index("rewards_waiting", "waiting", "at"),
+)
+exposures = sa.Table(
+    "exposures",
+    metadata,
+    sa.Column("episode_id", sa.Text, primary_key=True),
+    sa.Column("lesson_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("shown", sa.Boolean, nullable=False),
+    sa.Column("probability", sa.Float, nullable=False),
+    sa.Column("similarity", sa.Float, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Index("exposures_lesson", "lesson_id"),
+)
+namespaces = sa.Table(
+    "namespaces",
+    metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),  # grows with every change to its lessons
+)
+lessons = sa.Table(
+    "lessons",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("namespace"),
+    _text("status"),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),  # the namespace's revision that last touched it
+    sa.Column("vector", sa.LargeBinary),
+    _text("embedder"),  # which embedder made the vector
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("lessons_namespace", "namespace", "status"),
+    sa.Index("lessons_revision", "namespace", "revision"),
+)
+lesson_versions = sa.Table(
+    "lesson_versions",
+    metadata,
+    sa.Column("lesson_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    _text("namespace"),
+    sa.Column("at", sa.Float, nullable=False),
+    _text("by"),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("lesson_versions_time", "namespace", "at"),
+)
+lesson_sources = sa.Table(
+    "lesson_sources",
+    metadata,
+    sa.Column("episode_id", sa.Text, primary_key=True),
+    sa.Column("lesson_id", sa.Text, primary_key=True),
+)
+reflections = sa.Table(
+    "reflections",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("namespace"),
+    _text("status"),
+    _text("owner"),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index("reflections_namespace", "namespace", "status"),
+)
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    _text("last"),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+
+class Database:
+    """An engine per process, opened on first use.
+
+    Args:
+        url: A SQLAlchemy URL: `sqlite:///…` or `postgresql+psycopg://…`.
+        fsync: Whether a SQLite commit waits for the disk (survives power loss, not only a killed process).
+    """
+
+    def __init__(self, url: str, *, fsync: bool = False) -> None:
+        self.url = url
+        self.fsync = fsync
+        self._pid = 0
+        self._engine: sa.Engine | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the ledger is a file of ours."""
+        return self.url.startswith("sqlite")
+
+    @property
+    def url_shown(self) -> str:
+        """The URL without its password."""
+        return sa.make_url(self.url).render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for reading; sees what is committed."""
+        with self._guarded(), self._open().connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction: all of it is committed at the end of the block, or nothing."""
+        with self._guarded(), self._open().begin() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def insert_new(self, table: sa.Table) -> Any:
+        """An INSERT that leaves a row alone that is already there."""
+        maker = sqlite.insert if self.is_sqlite else postgresql.insert
+        return maker(table).on_conflict_do_nothing()
+
+    def upsert(self, table: sa.Table, **values: Any) -> Any:
+        """An INSERT that replaces the other columns of a row with the same primary key."""
+        maker = sqlite.insert if self.is_sqlite else postgresql.insert
+        keys = [column.name for column in table.primary_key]
+        statement = maker(table).values(**values)
+        return statement.on_conflict_do_update(
+            index_elements=keys, set_={k: statement.excluded[k] for k in values if k not in keys}
+        )
+
+    def close(self) -> None:
+        """Close this process's connections; the next use opens new ones."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None and self._pid == os.getpid():
+            engine.dispose()
+
+    def _open(self) -> sa.Engine:
+        if self._engine is not None and self._pid == os.getpid():
+            return self._engine
+        with self._lock:
+            if self._engine is None or self._pid != os.getpid():
+                if self._engine is not None:
+                    # Inherited by fork: its connections belong to the parent.
+                    self._engine.dispose(close=False)
+                engine = self._make()
+                metadata.create_all(engine)
+                with engine.begin() as connection:
+                    connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+                self._engine, self._pid = engine, os.getpid()
+            return self._engine
+
+    def _make(self) -> sa.Engine:
+        if not self.is_sqlite:
+            try:
+                return sa.create_engine(self.url, pool_pre_ping=True)
+            except ImportError as error:
+                raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
+        file = sa.make_url(self.url).database
+        if file:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(self.url, connect_args={"timeout": 30.0, "check_same_thread": False})
+        sa.event.listen(engine, "connect", self._on_connect)
+        return engine
+
+    def _on_connect(self, connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves; a read takes no lock
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={'FULL' if self.fsync else 'NORMAL'}")
+        cursor.close()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise LedgerError(
+                f"The ledger at {self.url_shown} cannot be used: {error}. Check that it exists, is writable and is not full;"
+                " `reflect doctor` tells more."
+            ) from error
+

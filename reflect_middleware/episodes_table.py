@@ -1,0 +1,310 @@
+"""Episodes, rewards and exposures in the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from reflect_middleware.database import Database, aliases, exposures, lesson_sources, lessons, rewards
+from reflect_middleware.database import episodes as table
+from reflect_middleware.errors import EpisodeNotFoundError
+from reflect_middleware.namespaces import to_key
+from reflect_middleware.types import Episode, Exposure, Lesson, Namespace, Reward, combined
+
+WAITING_REWARDS = 10_000
+"""Most rewards kept for episodes that are not known yet."""
+WAITING_SECONDS = 7 * 86_400.0
+"""How long such a reward waits."""
+ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One ended or interrupted run, as the writer thread stores it."""
+
+    episode: Episode
+    checkpoint_ns: str = ""
+    ready_at: float | None = None
+    """Epoch seconds from when on it counts towards K; None while it is interrupted."""
+    aliases: tuple[str, ...] = ()
+    """Run and message ids under which a reward may name it."""
+
+
+class EpisodeTable:
+    """Reads and writes episodes. All methods are one transaction each."""
+
+    def __init__(self, database: Database) -> None:
+        self.db = database
+
+    def put(self, record: Record) -> None:
+        """Store a run; the second record of a resumed run replaces the interrupted first one."""
+        episode = record.episode
+        row = {
+            "id": episode.id,
+            "namespace": to_key(episode.namespace),
+            "agent": episode.agent,
+            "thread_id": episode.thread_id,
+            "checkpoint_ns": record.checkpoint_ns,
+            "root_run_id": episode.root_run_id,
+            "parent_id": episode.parent_id,
+            "status": episode.status,
+            "started_at": episode.started_at.timestamp(),
+            "ended_at": episode.ended_at.timestamp() if episode.ended_at else None,
+            "ready_at": record.ready_at,
+            "body": episode.model_dump_json(exclude=ELSEWHERE),
+        }
+        names = {*record.aliases, *episode.run_ids, episode.id}
+        at = time.time()
+        with self.db.write() as connection:
+            connection.execute(self.db.upsert(table, **row))
+            connection.execute(
+                self.db.insert_new(aliases), [{"alias": a, "episode_id": episode.id, "at": at} for a in sorted(names)]
+            )
+            if episode.exposures:
+                connection.execute(
+                    self.db.insert_new(exposures),
+                    [e.model_dump() | {"episode_id": episode.id} for e in episode.exposures],
+                )
+            self._adopt(connection, episode.id, names)
+
+    def reward(self, episode_id: str, reward: Reward) -> None:
+        """Add a reward; the same source and key replaces the former one, which stays in the history."""
+        with self.db.write() as connection:
+            self._add(connection, episode_id, reward)
+
+    def reward_later(self, alias: str, reward: Reward) -> None:
+        """Keep a reward for an episode that is not known yet."""
+        with self.db.write() as connection:
+            if found := self._resolve(connection, alias):
+                for episode_id in found:
+                    self._add(connection, episode_id, reward)
+                return
+            self._insert(connection, alias, reward, waiting=True)
+            self._forget(connection)
+
+    def open_for_reflection(self, episode_id: str, ready_at: float) -> None:
+        """Say from when on an ended episode counts, unless a reward has already said so."""
+        with self.db.write() as connection:
+            has_reward = sa.exists().where(rewards.c.target == table.c.id, rewards.c.current, ~rewards.c.waiting)
+            connection.execute(
+                table.update()
+                .where(table.c.id == episode_id, table.c.ready_at.is_not(None))
+                .values(ready_at=sa.case((has_reward, 0.0), else_=ready_at))
+            )
+
+    def resolve(self, alias: str) -> list[str]:
+        """Ids of the episodes that this run id, message id or output belongs to, the first one first."""
+        with self.db.read() as connection:
+            return self._resolve(connection, alias)
+
+    def get(self, episode_id: str) -> Episode:
+        """One episode with its rewards and exposures.
+
+        Raises:
+            EpisodeNotFoundError: If there is none of this id.
+        """
+        with self.db.read() as connection:
+            found = self._read(connection, table.c.id == episode_id)
+        if not found:
+            raise EpisodeNotFoundError(episode_id)
+        return found[0]
+
+    def many(self, ids: Sequence[str]) -> tuple[Episode, ...]:
+        """The episodes of these ids, in this order; unknown ids are left out."""
+        with self.db.read() as connection:
+            found = {e.id: e for e in self._read(connection, table.c.id.in_(ids))}
+        return tuple(found[i] for i in ids if i in found)
+
+    def find(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        thread_id: str | None = None,
+        status: str | None = None,
+        agent: str | None = None,
+        waiting: bool = False,
+        limit: int | None = 100,
+    ) -> tuple[Episode, ...]:
+        """The newest episodes first; `waiting` keeps those that no reflection has read."""
+        where: list[Any] = [table.c.namespace == to_key(namespace)] if namespace is not None else []
+        for column, value in ((table.c.thread_id, thread_id), (table.c.status, status), (table.c.agent, agent)):
+            if value is not None:
+                where.append(column == value)
+        if waiting:
+            where += [table.c.reflection_id == "", table.c.dead_letter == ""]
+        with self.db.read() as connection:
+            return tuple(self._read(connection, *where, newest=True, limit=limit))
+
+    def latest(self, thread_id: str, namespace: Namespace | None = None) -> str | None:
+        """The id of a thread's latest episode."""
+        found = self.find(thread_id=thread_id, namespace=namespace, limit=1)
+        return found[0].id if found else None
+
+    def interrupted(self, agent: str, thread_id: str, checkpoint_ns: str) -> Episode | None:
+        """The open episode that a resume of this thread goes on with."""
+        with self.db.read() as connection:
+            found = self._read(
+                connection,
+                table.c.thread_id == thread_id,
+                table.c.checkpoint_ns == checkpoint_ns,
+                table.c.agent == agent,
+                table.c.status == "interrupted",
+                table.c.ready_at.is_(None),
+                newest=True,
+                limit=1,
+            )
+        return found[0] if found else None
+
+    def abandon(self, before: float) -> None:
+        """Give up episodes that were interrupted before this time and never resumed."""
+        with self.db.write() as connection:
+            connection.execute(
+                table.update()
+                .where(table.c.status == "interrupted", table.c.ready_at.is_(None), table.c.started_at < before)
+                .values(status="abandoned", ready_at=0.0, ended_at=time.time())
+            )
+
+    def shown_in_thread(self, namespace: Namespace, thread_id: str) -> list[str]:
+        """Ids of the lessons that the thread's latest episode was shown, in their order in the prompt."""
+        latest = (
+            sa.select(table.c.id)
+            .where(table.c.thread_id == thread_id, table.c.namespace == to_key(namespace))
+            .order_by(table.c.started_at.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(exposures.c.lesson_id)
+            .where(exposures.c.episode_id == latest, exposures.c.shown)
+            .order_by(exposures.c.position)
+        )
+        with self.db.read() as connection:
+            return [row.lesson_id for row in connection.execute(query)]
+
+    def lesson_statistics(self, lesson_ids: Iterable[str]) -> dict[str, tuple[int, float | None]]:
+        """For each lesson: in how many episodes it was shown, and the mean reward of those that have one."""
+        wanted = list(lesson_ids)
+        query = sa.select(exposures.c.lesson_id, exposures.c.episode_id).where(
+            exposures.c.lesson_id.in_(wanted), exposures.c.shown
+        )
+        with self.db.read() as connection:
+            pairs = connection.execute(query).all()
+            judged = _rewards(connection, {pair.episode_id for pair in pairs})
+        shown: dict[str, list[float | None]] = {}
+        for lesson_id, episode_id in pairs:
+            shown.setdefault(lesson_id, []).append(combined(judged.get(episode_id, ())))
+        return {
+            lesson_id: (len(values), sum(known) / len(known) if (known := [v for v in values if v is not None]) else None)
+            for lesson_id, values in shown.items()
+        }
+
+    def _read(
+        self, connection: sa.Connection, *where: Any, newest: bool = False, limit: int | None = None
+    ) -> list[Episode]:
+        query = sa.select(table).where(*where)
+        query = query.order_by(table.c.started_at.desc() if newest else table.c.started_at).limit(limit)
+        rows = connection.execute(query).all()
+        ids = {row.id for row in rows}
+        judged = _rewards(connection, ids)
+        exposed: dict[str, list[Exposure]] = {}
+        for row in connection.execute(
+            sa.select(exposures).where(exposures.c.episode_id.in_(ids)).order_by(exposures.c.position)
+        ):
+            exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+        return [_episode(row, judged.get(row.id, ()), exposed.get(row.id, ())) for row in rows]
+
+    def _adopt(self, connection: sa.Connection, episode_id: str, names: set[str]) -> None:
+        query = sa.select(rewards).where(rewards.c.target.in_(names), rewards.c.waiting).order_by(rewards.c.seq)
+        for row in connection.execute(query).all():
+            connection.execute(rewards.delete().where(rewards.c.seq == row.seq))
+            self._add(connection, episode_id, Reward.model_validate_json(row.body))
+
+    def _add(self, connection: sa.Connection, episode_id: str, reward: Reward) -> None:
+        same = (rewards.c.target == episode_id, rewards.c.source == reward.source, rewards.c.key == reward.key)
+        connection.execute(rewards.update().where(*same, rewards.c.current).values(current=False))
+        self._insert(connection, episode_id, reward, waiting=False)
+        consumed = connection.execute(
+            table.update()
+            .where(table.c.id == episode_id, table.c.reflection_id == "", table.c.ready_at.is_not(None))
+            .values(ready_at=0.0)
+        ).rowcount == 0
+        if consumed:
+            self._mark_for_review(connection, episode_id)
+
+    def _insert(self, connection: sa.Connection, target: str, reward: Reward, *, waiting: bool) -> None:
+        connection.execute(
+            rewards.insert().values(
+                target=target,
+                source=reward.source,
+                key=reward.key,
+                current=True,
+                waiting=waiting,
+                at=reward.at.timestamp(),
+                body=reward.model_dump_json(),
+            )
+        )
+
+    def _forget(self, connection: sa.Connection) -> None:
+        newest = sa.select(rewards.c.seq).where(rewards.c.waiting).order_by(rewards.c.seq.desc())
+        connection.execute(
+            rewards.delete().where(
+                rewards.c.waiting,
+                sa.or_(
+                    rewards.c.at < time.time() - WAITING_SECONDS,
+                    rewards.c.seq < sa.func.coalesce(newest.limit(1).offset(WAITING_REWARDS).scalar_subquery(), 0),
+                ),
+            )
+        )
+
+    def _mark_for_review(self, connection: sa.Connection, episode_id: str) -> None:
+        """A reward that comes after the reflection never re-claims the episode; its lessons are looked at again."""
+        query = (
+            sa.select(lessons.c.id, lessons.c.namespace, lessons.c.body)
+            .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
+            .where(lesson_sources.c.episode_id == episode_id, lessons.c.status != "retired")
+        )
+        for row in connection.execute(query).all():
+            lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})
+            connection.execute(
+                lessons.update().where(lessons.c.id == row.id).values(body=lesson.model_dump_json())
+            )
+
+    def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
+        query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
+        found = [row.episode_id for row in connection.execute(query)]
+        if not found:
+            roots = sa.select(table.c.id).where(table.c.root_run_id == alias, table.c.parent_id == "")
+            found = [row.id for row in connection.execute(roots)]
+        return found
+
+
+def _rewards(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
+    found: dict[str, list[Reward]] = {}
+    query = sa.select(rewards.c.target, rewards.c.body).where(
+        rewards.c.target.in_(list(ids)), rewards.c.current, ~rewards.c.waiting
+    )
+    for row in connection.execute(query.order_by(rewards.c.seq)):
+        found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
+    return found
+
+
+def _episode(row: Any, judged: Sequence[Reward], exposed: Sequence[Exposure]) -> Episode:
+    body = json.loads(row.body)
+    ended = datetime.fromtimestamp(row.ended_at, UTC) if row.ended_at else None
+    return Episode.model_validate(
+        body
+        | {
+            "status": row.status,
+            "ended_at": ended,
+            "rewards": tuple(judged),
+            "exposures": tuple(exposed),
+            "reflection_id": row.reflection_id,
+            "dead_letter": row.dead_letter,
+        }
+    )

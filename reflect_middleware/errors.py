@@ -1,0 +1,101 @@
+"""Every error this package raises on purpose.
+
+One base, `ReflectError`, plus the built-in parent that fits, so that both `except ReflectError` and `except LookupError`
+work. Each message says what happened, with which value, what is allowed, and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ReflectError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigurationError(ReflectError, ValueError):
+    """An argument has a value that is not allowed."""
+
+    def __init__(self, what: str, value: Any, allowed: str, todo: str = "") -> None:
+        tail = f" {todo}" if todo else ""
+        super().__init__(f"{what} is {value!r}; allowed: {allowed}.{tail}")
+
+
+class WrapError(ReflectError, TypeError):
+    """The object given to `wrap` is not a compiled LangGraph graph."""
+
+
+class TemplateError(ConfigurationError):
+    """A namespace template cannot be read, or is used where a plain namespace is needed."""
+
+
+class RewardError(ReflectError, ValueError):
+    """A reward is not a bool or a number in [0, 1]."""
+
+
+class TargetError(ReflectError, LookupError):
+    """A reward's target names no episode, or more than one."""
+
+
+class LessonNotFoundError(ReflectError, LookupError):
+    """No lesson has this id in this namespace."""
+
+    def __init__(self, lesson_id: str) -> None:
+        super().__init__(f"No lesson has the id {lesson_id!r}. List the ids with `lessons.list()`.")
+
+
+class LessonStateError(ReflectError, ValueError):
+    """The lesson's status does not allow this change."""
+
+
+class LessonTextError(ReflectError, ValueError):
+    """A lesson's text is empty or too long."""
+
+
+class EpisodeNotFoundError(ReflectError, LookupError):
+    """No episode has this id."""
+
+    def __init__(self, episode_id: str) -> None:
+        super().__init__(f"No episode has the id {episode_id!r}. List the ids with `episodes.list()`.")
+
+
+class ReflectionNotFoundError(ReflectError, LookupError):
+    """No reflection has this id."""
+
+    def __init__(self, reflection_id: str) -> None:
+        super().__init__(f"No reflection has the id {reflection_id!r}. List the ids with `reflections.list()`.")
+
+
+class MissingExtraError(ReflectError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed: pip install 'reflect-middleware[{extra}]'.")
+
+
+class StoreError(ReflectError, RuntimeError):
+    """The vector store failed; the driver's own error is its `__cause__`."""
+
+
+class StoreLockedError(StoreError):
+    """Another process holds this embedded store; searches fall back to the ledger's vectors."""
+
+
+class UnknownStoreError(ReflectError, LookupError):
+    """No installed store has this name."""
+
+
+class EmbedderError(ReflectError, RuntimeError):
+    """No embedder could turn text into vectors; the cause is its `__cause__`."""
+
+
+class LedgerError(ReflectError, RuntimeError):
+    """The ledger (SQL database) cannot be opened, read or written; the driver's error is its `__cause__`."""
+
+
+class ReflectorError(ReflectError, RuntimeError):
+    """The reflector gave no usable answer; its batch goes back to the ledger."""
+
+
+class ClosedError(ReflectError, RuntimeError):
+    """This Reflection is closed."""

@@ -1,0 +1,201 @@
+"""The index over the lessons: a swappable store where one is ready, exact search over the ledger's vectors where not.
+
+The store is a projection. A watermark says up to which revision of a namespace it has been told; whatever is newer is
+compared exactly, so every process sees a change at its next search, and a store may be slow, locked, stale or deleted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from reflect_middleware.errors import StoreLockedError
+from reflect_middleware.exact import ExactStore
+from reflect_middleware.lanes import Lane
+from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
+from reflect_middleware.store import Entry, Hit, LessonStore, StoreContext
+from reflect_middleware.types import Namespace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reflect_middleware.embed import Embedder
+    from reflect_middleware.store import Vector
+
+RETRY_SECONDS = 30.0
+"""How long a store that failed is left alone."""
+
+
+class Index:
+    """Finds lessons by vector.
+
+    Args:
+        lessons: The ledger's lessons.
+        embedder: Made the vectors; lessons with another one's are embedded again in the background.
+        open_store: Opens the user's store, given its context; None to search exactly.
+        path: The store's folder.
+        failed: Told what went wrong, as (where, error).
+    """
+
+    def __init__(
+        self,
+        lessons: LessonTable,
+        embedder: Embedder,
+        open_store: Callable[[StoreContext], LessonStore] | None,
+        path: Path,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self.lessons = lessons
+        self.embedder = embedder
+        self.lane = Lane("index")
+        self._open_store = open_store
+        self._failed = failed
+        self._context = StoreContext(path=path, vectors=self.vectors)
+        self._exact = ExactStore(self._context)
+        self._exact_marks: dict[Namespace, int] = {}
+        self._store: LessonStore | None = None
+        self._marks: dict[Namespace, int] = {}
+        self._not_before = 0.0
+        self._queued: set[Namespace] = set()
+        self._lock = threading.RLock()
+
+    def search(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
+        """The k active lessons nearest to `vector` as of `revision`, best first."""
+        store, mark = self._store, self._marks.get(namespace)
+        if store is None or mark is None:
+            if self._open_store is not None and time.monotonic() >= self._not_before:
+                self.sync_later(namespace)
+            return self._search_exactly(namespace, revision, vector, k)
+        try:
+            hits = store.search(namespace, vector, k)
+        except Exception as error:  # noqa: BLE001 - any driver; the ledger's vectors serve meanwhile
+            self._give_up(error)
+            return self._search_exactly(namespace, revision, vector, k)
+        if mark >= revision:
+            return hits
+        self.sync_later(namespace)
+        changed = self.lessons.indexed(namespace, mark, self.embedder.id)
+        return _merge(hits, changed, vector, k)
+
+    def vectors(self, namespace: Namespace) -> Sequence[Entry]:
+        """The active lessons' vectors, read from the ledger."""
+        return _entries(self.lessons.indexed(namespace, 0, self.embedder.id))
+
+    def sync_later(self, namespace: Namespace) -> None:
+        """Bring vectors and store up to date in the background."""
+        with self._lock:
+            if namespace in self._queued:
+                return
+            self._queued.add(namespace)
+        self.lane.submit(lambda: self._sync_quietly(namespace))
+
+    def sync(self, namespace: Namespace) -> None:
+        """Bring vectors and store up to date.
+
+        Raises:
+            ReflectError: If the embedder, the ledger or the store fails.
+        """
+        self._embed_missing(namespace)
+        if self._open_store is None:
+            return
+        store = self._opened(self._open_store)
+        mark = self._marks.get(namespace)
+        rows = self.lessons.indexed(namespace, 0 if mark is None else mark, self.embedder.id)
+        if mark is None:
+            stray = store.ids(namespace) - {row.id for row in rows if row.active}
+            store.delete(namespace, stray)
+        store.upsert(namespace, _entries(rows))
+        store.delete(namespace, [row.id for row in rows if not row.active])
+        self._marks[namespace] = max((row.revision for row in rows), default=mark or 0)
+
+    def close(self) -> None:
+        """Release the store."""
+        self.lane.wait_idle(5.0)
+        self.lane.stop()
+        with self._lock:
+            store, self._store = self._store, None
+            self._marks.clear()
+        if store is not None:
+            store.close()
+
+    def describe(self) -> str:
+        """Which way searches go now, for `reflect doctor`."""
+        if self._open_store is None:
+            return "exact search over the ledger's vectors"
+        return "the store" if self._store is not None else "the ledger's vectors (the store is not open here)"
+
+    def _search_exactly(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
+        with self._lock:
+            mark = self._exact_marks.get(namespace, -1)
+            if mark < revision:
+                self._refresh_exact(namespace, mark)
+                self._exact_marks[namespace] = revision
+        return self._exact.search(namespace, vector, k)
+
+    def _refresh_exact(self, namespace: Namespace, mark: int) -> None:
+        if mark < 0:
+            self._exact.drop(namespace)
+            self._exact.upsert(namespace, self.vectors(namespace))
+            rows = self.lessons.indexed(namespace, 0, self.embedder.id)
+        else:
+            rows = self.lessons.indexed(namespace, mark, self.embedder.id)
+            self._exact.upsert(namespace, _entries(rows))
+            self._exact.delete(namespace, [row.id for row in rows if not row.active])
+        if any(row.active and row.vector is None for row in rows):
+            self.sync_later(namespace)
+
+    def _sync_quietly(self, namespace: Namespace) -> None:
+        with self._lock:
+            self._queued.discard(namespace)
+        try:
+            self.sync(namespace)
+        except StoreLockedError:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+        except Exception as error:  # noqa: BLE001 - reported; searches go on over the ledger's vectors
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed("store", error)
+        with self._lock:
+            store, self._store = self._store, None
+            self._marks.clear()
+            self._not_before = time.monotonic() + RETRY_SECONDS
+        if store is not None:
+            self.lane.submit(store.close)
+
+    def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
+        if self._store is None:
+            self._store = opener(self._context)
+        return self._store
+
+    def _embed_missing(self, namespace: Namespace) -> None:
+        rows = self.lessons.indexed(namespace, 0, self.embedder.id)
+        missing = [row.id for row in rows if row.active and row.vector is None]
+        if not missing:
+            return
+        lessons = self.lessons.many(missing)
+        vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
+        pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
+        self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
+
+
+def _entries(rows: Sequence[Indexed]) -> list[Entry]:
+    import numpy as np
+
+    return [
+        Entry(id=row.id, vector=np.frombuffer(row.vector, dtype=np.float32))
+        for row in rows
+        if row.active and row.vector is not None
+    ]
+
+
+def _merge(hits: Sequence[Hit], changed: Sequence[Indexed], vector: Vector, k: int) -> list[Hit]:
+    """The store's hits, with what changed since then compared exactly."""
+    newer = {row.id for row in changed}
+    fresh = [(entry.id, float(entry.vector @ vector)) for entry in _entries(changed)]
+    kept = [hit for hit in hits if hit[0] not in newer]
+    return sorted([*kept, *fresh], key=lambda hit: -hit[1])[:k]
+
+

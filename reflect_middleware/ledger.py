@@ -1,0 +1,27 @@
+"""The ledger: the SQL database that is the truth."""
+
+from __future__ import annotations
+
+from reflect_middleware.database import Database
+from reflect_middleware.episodes_table import EpisodeTable
+from reflect_middleware.lessons_table import LessonTable
+from reflect_middleware.reflections_table import ReflectionTable
+
+
+class Ledger:
+    """Episodes, lessons and reflections over one database.
+
+    Args:
+        url: A SQLAlchemy URL.
+        fsync: See `Database`.
+    """
+
+    def __init__(self, url: str, *, fsync: bool = False) -> None:
+        self.database = Database(url, fsync=fsync)
+        self.episodes = EpisodeTable(self.database)
+        self.lessons = LessonTable(self.database)
+        self.reflections = ReflectionTable(self.database, self.lessons)
+
+    def close(self) -> None:
+        """Close this process's connections; the next use opens new ones."""
+        self.database.close()

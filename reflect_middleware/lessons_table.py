@@ -1,0 +1,223 @@
+"""Lessons with all their versions and vectors in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from reflect_middleware.database import Database, counters, lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.database import lessons as table
+from reflect_middleware.desk import Change
+from reflect_middleware.errors import LessonNotFoundError, LessonStateError
+from reflect_middleware.namespaces import from_key, to_key
+from reflect_middleware.types import Lesson, Namespace
+
+if TYPE_CHECKING:
+    from reflect_middleware.store import Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """What the index needs to know of one lesson."""
+
+    id: str
+    active: bool
+    revision: int
+    vector: bytes | None
+    """float32 bytes; None if the present embedder has not seen it."""
+
+
+class LessonTable:
+    """Reads and writes lessons. All methods are one transaction each."""
+
+    def __init__(self, database: Database) -> None:
+        self.db = database
+
+    def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
+        """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
+        done: list[Change] = []
+        for namespace in dict.fromkeys(change.lesson.namespace for change in changes):
+            revision = self._next_revision(connection, namespace)
+            mine = [change for change in changes if change.lesson.namespace == namespace]
+            done += [change for change in mine if self._write(connection, change, revision, embedder)]
+        return done
+
+    def save(self, change: Change, embedder: str) -> Lesson:
+        """Write one change.
+
+        Raises:
+            LessonStateError: If somebody else changed the lesson meanwhile.
+        """
+        with self.db.write() as connection:
+            if not self.apply(connection, [change], embedder):
+                raise LessonStateError(
+                    f"Lesson {change.lesson.id!r} is no longer at version {change.expected_version}:"
+                    " it was changed meanwhile. Read it again with `lessons.get(id)` and repeat the change."
+                )
+        return change.lesson
+
+    def get(self, lesson_id: str) -> Lesson:
+        """One lesson as it is now.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+        """
+        found = self.many([lesson_id])
+        if not found:
+            raise LessonNotFoundError(lesson_id)
+        return found[0]
+
+    def many(self, ids: Sequence[str]) -> tuple[Lesson, ...]:
+        """The lessons of these ids, in this order; unknown ids are left out."""
+        with self.db.read() as connection:
+            rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(ids))).all()
+        found = {row.id: Lesson.model_validate_json(row.body) for row in rows}
+        return tuple(found[i] for i in ids if i in found)
+
+    def find(self, namespace: Namespace, status: str | None = None) -> tuple[Lesson, ...]:
+        """The lessons of a namespace, the oldest first."""
+        where: list[Any] = [table.c.namespace == to_key(namespace)]
+        if status is not None:
+            where.append(table.c.status == status)
+        with self.db.read() as connection:
+            rows = connection.execute(sa.select(table.c.body).where(*where)).all()
+        found = [Lesson.model_validate_json(row.body) for row in rows]
+        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
+
+    def history(self, lesson_id: str) -> tuple[Lesson, ...]:
+        """All versions of a lesson, the first one first."""
+        query = sa.select(lesson_versions.c.body).where(lesson_versions.c.lesson_id == lesson_id)
+        with self.db.read() as connection:
+            rows = connection.execute(query.order_by(lesson_versions.c.version)).all()
+        if not rows:
+            raise LessonNotFoundError(lesson_id)
+        return tuple(Lesson.model_validate_json(row.body) for row in rows)
+
+    def as_of(self, namespace: Namespace, at: datetime) -> dict[str, Lesson]:
+        """Each lesson of the namespace as it stood at a time; later ones are missing."""
+        query = sa.select(lesson_versions.c.body).where(
+            lesson_versions.c.namespace == to_key(namespace), lesson_versions.c.at <= at.timestamp()
+        )
+        with self.db.read() as connection:
+            rows = connection.execute(query.order_by(lesson_versions.c.version)).all()
+        return {lesson.id: lesson for row in rows for lesson in [Lesson.model_validate_json(row.body)]}
+
+    def state(self, namespace: Namespace) -> tuple[int, bool]:
+        """The namespace's revision (0: it never had a lesson), and whether learning and lessons are paused."""
+        revision = (
+            sa.select(namespaces.c.revision).where(namespaces.c.namespace == to_key(namespace)).scalar_subquery()
+        )
+        paused = sa.select(meta.c.value).where(meta.c.key == "paused").scalar_subquery()
+        with self.db.read() as connection:
+            row = connection.execute(sa.select(revision.label("revision"), paused.label("paused"))).one()
+        return row.revision or 0, row.paused == "1"
+
+    def pause(self, value: bool) -> None:
+        """Switch every process on this ledger off or on."""
+        with self.db.write() as connection:
+            connection.execute(self.db.upsert(meta, key="paused", value="1" if value else "0"))
+
+    def paused(self) -> bool:
+        """Whether everything is paused."""
+        with self.db.read() as connection:
+            return connection.execute(sa.select(meta.c.value).where(meta.c.key == "paused")).scalar() == "1"
+
+    def indexed(self, namespace: Namespace, after: int, embedder: str) -> list[Indexed]:
+        """What changed in a namespace after a revision, for the index."""
+        query = sa.select(table.c.id, table.c.status, table.c.revision, table.c.vector, table.c.embedder).where(
+            table.c.namespace == to_key(namespace), table.c.revision > after
+        )
+        with self.db.read() as connection:
+            rows = connection.execute(query.order_by(table.c.id)).all()
+        return [
+            Indexed(
+                id=row.id,
+                active=row.status == "active",
+                revision=row.revision,
+                vector=row.vector if row.embedder == embedder else None,
+            )
+            for row in rows
+        ]
+
+    def set_vectors(self, namespace: Namespace, vectors: dict[str, bytes], embedder: str) -> None:
+        """Store vectors that were missing or came from another embedder."""
+        with self.db.write() as connection:
+            revision = self._next_revision(connection, namespace)
+            for lesson_id, vector in vectors.items():
+                connection.execute(
+                    table.update()
+                    .where(table.c.id == lesson_id)
+                    .values(vector=vector, embedder=embedder, revision=revision)
+                )
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """Every namespace that ever had a lesson."""
+        with self.db.read() as connection:
+            rows = connection.execute(sa.select(namespaces.c.namespace).order_by(namespaces.c.namespace)).all()
+        return tuple(from_key(row.namespace) for row in rows)
+
+    def count(self, name: str, last: str = "") -> None:
+        """Add one to a counter of things that went wrong."""
+        with self.db.write() as connection:
+            row = connection.execute(sa.select(counters.c.count).where(counters.c.name == name)).scalar()
+            connection.execute(
+                self.db.upsert(counters, name=name, count=(row or 0) + 1, last=last[:2_000], at=time.time())
+            )
+
+    def counts(self) -> dict[str, tuple[int, str, float]]:
+        """All counters: how often, the last message, and when (epoch seconds)."""
+        with self.db.read() as connection:
+            return {row.name: (row.count, row.last, row.at) for row in connection.execute(sa.select(counters))}
+
+    def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
+        key = to_key(namespace)
+        connection.execute(self.db.insert_new(namespaces).values(namespace=key, revision=0))
+        mine = namespaces.c.namespace == key
+        connection.execute(namespaces.update().where(mine).values(revision=namespaces.c.revision + 1))
+        return int(connection.execute(sa.select(namespaces.c.revision).where(mine)).scalar_one())
+
+    def _write(self, connection: sa.Connection, change: Change, revision: int, embedder: str) -> bool:
+        lesson = change.lesson
+        row: dict[str, Any] = {
+            "namespace": to_key(lesson.namespace),
+            "status": lesson.status,
+            "version": lesson.version,
+            "revision": revision,
+            "body": lesson.model_dump_json(exclude={"shown", "shown_reward"}),
+        }
+        if change.vector is not None:
+            row |= {"vector": change.vector.tobytes(), "embedder": embedder}
+        if change.expected_version == 0:
+            written = connection.execute(self.db.insert_new(table).values(id=lesson.id, **row)).rowcount
+        else:
+            same = (table.c.id == lesson.id, table.c.version == change.expected_version)
+            written = connection.execute(table.update().where(*same).values(**row)).rowcount
+        if not written:
+            return False
+        self._keep(connection, lesson)
+        return True
+
+    def _keep(self, connection: sa.Connection, lesson: Lesson) -> None:
+        connection.execute(
+            lesson_versions.insert().values(
+                lesson_id=lesson.id,
+                version=lesson.version,
+                namespace=to_key(lesson.namespace),
+                at=lesson.updated_at.timestamp(),
+                by=lesson.created_by,
+                body=lesson.model_dump_json(exclude={"shown", "shown_reward"}),
+            )
+        )
+        pairs = [{"episode_id": source, "lesson_id": lesson.id} for source in lesson.sources]
+        if pairs:
+            connection.execute(self.db.insert_new(lesson_sources), pairs)
+
+
+def vector_bytes(vectors: Iterable[tuple[str, Vector]]) -> dict[str, bytes]:
+    """Vectors in the form in which the ledger keeps them."""
+    return {lesson_id: vector.tobytes() for lesson_id, vector in vectors}

@@ -1,0 +1,103 @@
+"""Namespaces: plain tuples, templates filled from a run, or a callable of the user's."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reflect_middleware.errors import TemplateError
+from reflect_middleware.types import Namespace
+
+NamespaceFn = Callable[[Any, Any], Namespace]
+ALLOWED = 'a non-empty tuple of strings, whose parts may hold fields like "{user_id}"'
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRule:
+    """How a run's namespace is found."""
+
+    parts: Namespace | NamespaceFn
+
+    @property
+    def plain(self) -> Namespace | None:
+        """The namespace itself if no run is needed to know it."""
+        if callable(self.parts) or any(_fields(part) for part in self.parts):
+            return None
+        return tuple(part.format() for part in self.parts)
+
+    def resolve(self, config: Mapping[str, Any], context: Any, agent: str) -> tuple[Namespace | None, str]:
+        """The run's namespace, or None and the reason why there is none."""
+        if callable(self.parts):
+            found = self.parts(config, context)
+            if _valid(found):
+                return tuple(found), ""
+            return None, f"the namespace callable returned {found!r}; expected {ALLOWED}"
+        values = _values(config, context, agent)
+        missing = [name for part in self.parts for name in _fields(part) if values.get(name) in (None, "")]
+        if missing:
+            return None, f"the run has no value for {', '.join(missing)}"
+        return tuple(part.format_map(values) for part in self.parts), ""
+
+
+def rule(parts: Any) -> NamespaceRule:
+    """Check a `namespace=` argument.
+
+    Raises:
+        TemplateError: If it is neither a callable nor a tuple of readable templates.
+    """
+    if callable(parts):
+        return NamespaceRule(parts)
+    if isinstance(parts, str) or not _valid(parts):
+        raise TemplateError("namespace", parts, ALLOWED, 'Write namespace=("acme", "{user_id}").')
+    for part in parts:
+        try:
+            names = _fields(part)
+        except ValueError as error:
+            raise TemplateError("namespace part", part, ALLOWED, f"It cannot be read: {error}.") from error
+        if bad := [name for name in names if not name.isidentifier()]:
+            raise TemplateError("namespace field", bad[0], "a plain name such as {user_id}")
+    return NamespaceRule(tuple(parts))
+
+
+def to_key(namespace: Namespace) -> str:
+    """The namespace as one string, one to one."""
+    return json.dumps(list(namespace), ensure_ascii=False)
+
+
+def from_key(key: str) -> Namespace:
+    """The inverse of `to_key`."""
+    return tuple(json.loads(key))
+
+
+def _valid(parts: Any) -> bool:
+    return isinstance(parts, (tuple, list)) and len(parts) > 0 and all(isinstance(p, str) and p for p in parts)
+
+
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
+def _values(config: Mapping[str, Any], context: Any, agent: str) -> dict[str, Any]:
+    """Template values; the server's verified user wins over what the client wrote, the run's context over both."""
+    configurable = config.get("configurable") or {}
+    values: dict[str, Any] = {k: v for k, v in configurable.items() if isinstance(v, (str, int))}
+    per_run = configurable.get("reflect")
+    if isinstance(per_run, Mapping) and "principal" in per_run:
+        values.setdefault("principal", per_run["principal"])
+    runtime = configurable.get("__pregel_runtime")
+    for source in (getattr(runtime, "context", None), context):
+        values.update({k: v for k, v in _mapping(source).items() if isinstance(v, (str, int))})
+    return values | {"agent": agent}
+
+
+def _mapping(context: Any) -> Mapping[str, Any]:
+    if isinstance(context, Mapping):
+        return context
+    if hasattr(context, "model_dump"):
+        return {name: getattr(context, name) for name in type(context).model_fields}
+    return getattr(context, "__dict__", {}) or {
+        name: getattr(context, name) for name in getattr(type(context), "__slots__", ()) if hasattr(context, name)
+    }

@@ -1,0 +1,305 @@
+"""Watching a run: a callback handler that notes every model call, tool call and ending, and renders them afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
+
+from reflect_middleware.render import STEP_CHARS, as_json, clip, message_line, messages_in
+from reflect_middleware.types import Step, StepKind
+
+try:
+    from langgraph.callbacks import GraphCallbackHandler as _Handler
+except ImportError:  # langgraph before its lifecycle callbacks: static interrupts read as completed
+    _Handler = BaseCallbackHandler  # type: ignore[assignment,misc]
+
+MIDDLEWARE_HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")
+"""Endings of the node names of LangChain's own middleware: summaries and guards, not the agent."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One callback run that is under way."""
+
+    parent: UUID | None
+    kind: str
+    """`graph` for the wrapped graph itself, `node`, `chain` or `tool`."""
+    node: str = ""
+
+
+@dataclass(slots=True)
+class Noted:
+    """A step as it was seen; references only, rendered after the run."""
+
+    kind: StepKind
+    name: str
+    node: str
+    depth: int
+    run_id: str
+    input: Any
+    started: float
+    began: float
+    output: Any = None
+    error: BaseException | str | None = None
+    ended: float | None = None
+    usage: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
+class Recorder(_Handler):  # type: ignore[misc,valid-type]
+    """Follows one run of one wrapped graph. Its methods are called from any thread and never raise."""
+
+    run_inline = True
+    raise_error = False
+
+    root_id: UUID | None = None
+    """The wrapped graph's own run id, known once it has started."""
+    parent_run_id: UUID | None = None
+    output: Any = None
+    interrupted: bool = False
+    runs: dict[UUID, Run] = field(default_factory=dict)
+    steps: dict[Any, Noted] = field(default_factory=dict)
+    """By run id, in the order in which they started."""
+    message_ids: list[str] = field(default_factory=list)
+    """Ids of the messages that this run made."""
+    tool_calls: set[str] = field(default_factory=set)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def on_chain_start(
+        self,
+        serialized: Any,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """A graph, a node or any other runnable starts."""
+        if self.root_id is None:
+            self.root_id, self.parent_run_id = run_id, parent_run_id
+            self.runs[run_id] = Run(parent_run_id, "graph")
+            return
+        is_node = any(tag.startswith("graph:step:") for tag in tags or ())
+        node = str((metadata or {}).get("langgraph_node", "")) if is_node else ""
+        self.runs[run_id] = Run(parent_run_id, "node" if is_node else "chain", node)
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """A graph, a node or any other runnable ends."""
+        run = self.runs.pop(run_id, None)
+        if run_id == self.root_id:
+            self.output = outputs
+        elif run is not None and run.kind == "node":
+            self._made(messages_in(outputs), run.node)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """A graph, a node or any other runnable fails, or pauses for an interrupt."""
+        run = self.runs.pop(run_id, None)
+        if run is not None and run.kind == "node" and type(error).__name__ in ("GraphInterrupt", "NodeInterrupt"):
+            values = [getattr(item, "value", item) for item in (error.args[0] if error.args else ())]
+            self._instant("interrupt", run.node, values, run_id)
+            if _Handler is BaseCallbackHandler:
+                self.interrupted = True
+
+    def on_interrupt(self, event: Any) -> None:
+        """A graph pauses; ours if the event carries our run id."""
+        if event.run_id == self.root_id:
+            self.interrupted = True
+
+    def on_chat_model_start(
+        self,
+        serialized: Any,
+        messages: Sequence[Sequence[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """A chat model is called."""
+        name = str((metadata or {}).get("ls_model_name") or kwargs.get("name") or "")
+        self._start("model", name, [m for batch in messages for m in batch], run_id, metadata)
+
+    def on_llm_start(
+        self,
+        serialized: Any,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """A text model is called."""
+        self._start("model", str(kwargs.get("name") or ""), list(prompts), run_id, metadata)
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """A model has answered."""
+        answers = [generation for batch in response.generations for generation in batch]
+        messages = [message for g in answers if (message := getattr(g, "message", None)) is not None]
+        self._end(run_id, messages or [g.text for g in answers])
+        for message in messages:
+            if message.id:
+                self.message_ids.append(message.id)
+            usage = getattr(message, "usage_metadata", None) or {}
+            if (step := self.steps.get(run_id)) is not None:
+                step.usage = (
+                    step.usage[0] + int(usage.get("input_tokens") or 0),
+                    step.usage[1] + int(usage.get("output_tokens") or 0),
+                )
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """A model call has failed."""
+        self._end(run_id, None, error)
+
+    def on_tool_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        inputs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """A tool is called."""
+        self.runs[run_id] = Run(parent_run_id, "tool")
+        name = str((serialized or {}).get("name") or kwargs.get("name") or "")
+        self._start("tool", name, inputs if inputs is not None else input_str, run_id, metadata)
+        if call_id := kwargs.get("tool_call_id"):
+            self.tool_calls.add(call_id)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """A tool has answered, perhaps with an error message for the model."""
+        self.runs.pop(run_id, None)
+        failed = isinstance(output, ToolMessage) and output.status == "error"
+        self._end(run_id, output, as_json(output.content, STEP_CHARS) if failed else None)
+        if isinstance(output, ToolMessage):
+            self.tool_calls.add(output.tool_call_id)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """A tool has failed."""
+        self.runs.pop(run_id, None)
+        self._end(run_id, None, error)
+        if call_id := kwargs.get("tool_call_id"):
+            self.tool_calls.add(call_id)
+
+    def reaches_agent(self, parent_run_id: UUID | None, node: str) -> bool:
+        """Whether a model call under this run is the agent's own: not in a tool's body, not in a middleware hook."""
+        if node.endswith(MIDDLEWARE_HOOKS):
+            return False
+        while parent_run_id is not None and (run := self.runs.get(parent_run_id)) is not None:
+            if run.kind == "tool":
+                return False
+            if run.kind in ("node", "graph"):
+                return True
+            parent_run_id = run.parent
+        return True
+
+    def rendered(self) -> tuple[Step, ...]:
+        """The steps as text, in the order in which they started. System text is left out: the reflector must
+        neither learn an agent's own prompt nor its lessons again."""
+        seen: set[Any] = set()
+        return tuple(_step(noted, seen) for noted in list(self.steps.values()))
+
+    def _start(
+        self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None
+    ) -> None:
+        where = metadata or {}
+        depth = str(where.get("langgraph_checkpoint_ns", "")).count("|")
+        node = str(where.get("langgraph_node", ""))
+        self.steps[run_id] = Noted(kind, name, node, depth, str(run_id), given, time.time(), time.monotonic())
+
+    def _end(self, run_id: UUID, output: Any, error: BaseException | str | None = None) -> None:
+        if (step := self.steps.get(run_id)) is not None:
+            step.output, step.error, step.ended = output, error, time.monotonic()
+
+    def _instant(self, kind: StepKind, node: str, given: Any, key: Any) -> None:
+        at = time.monotonic()
+        self.steps[(kind, key)] = Noted(kind, "", node, 0, str(key), given, time.time(), at, ended=at)
+
+    def _made(self, messages: Iterable[BaseMessage], node: str) -> None:
+        for message in messages:
+            if message.id:
+                self.message_ids.append(message.id)
+            if isinstance(message, ToolMessage) and message.status == "error":
+                self._refused(message, node)
+
+    def _refused(self, message: ToolMessage, node: str) -> None:
+        """A call that fires no tool callback (an unknown tool): only its error message in the state tells of it."""
+        if message.tool_call_id in self.tool_calls or any(
+            isinstance(step.output, ToolMessage) and step.output.tool_call_id == message.tool_call_id
+            for step in list(self.steps.values())
+        ):
+            return
+        at = time.monotonic()
+        text = as_json(message.content, STEP_CHARS)
+        self.steps[message.tool_call_id] = Noted(
+            "tool", message.name or "", node, 0, message.tool_call_id, "", time.time(), at, text, text, at
+        )
+
+
+def resume_step(value: Any) -> Step:
+    """The step that says with which answer an interrupted run went on."""
+    return Step(kind="resume", input=as_json(value, STEP_CHARS))
+
+
+def describe(error: BaseException | str | None) -> str:
+    """An error as `Type: message`."""
+    if error is None or isinstance(error, str):
+        return clip(error or "", STEP_CHARS)
+    return clip(f"{type(error).__name__}: {error}", STEP_CHARS)
+
+
+def _step(noted: Noted, seen: set[Any]) -> Step:
+    given = _given(noted.input, seen)
+    if isinstance(noted.output, list):
+        seen.update(_key(m) for m in noted.output if isinstance(m, BaseMessage))
+    return Step(
+        kind=noted.kind,
+        name=noted.name,
+        node=noted.node,
+        depth=noted.depth,
+        input=given,
+        output=_text(noted.output),
+        error=describe(noted.error),
+        run_id=noted.run_id,
+        started_at=datetime.fromtimestamp(noted.started, UTC),
+        seconds=max(0.0, (noted.ended or noted.began) - noted.began),
+        input_tokens=noted.usage[0],
+        output_tokens=noted.usage[1],
+    )
+
+
+def _key(message: BaseMessage) -> Any:
+    return message.id or id(message)
+
+
+def _given(value: Any, seen: set[Any]) -> str:
+    """What went in; of a model's messages only those that no earlier call had."""
+    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
+        new = [m for m in value if not isinstance(m, SystemMessage) and _key(m) not in seen]
+        seen.update(_key(m) for m in value)
+        return clip("\n".join(message_line(m) for m in new), STEP_CHARS)
+    return as_json(value, STEP_CHARS) if value not in (None, "") else ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
+        return clip("\n".join(message_line(m) for m in value), STEP_CHARS)
+    if isinstance(value, BaseMessage):
+        return clip(message_line(value).partition(": ")[2], STEP_CHARS)
+    return as_json(value, STEP_CHARS) if value is not None else ""

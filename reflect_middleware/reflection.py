@@ -1,0 +1,436 @@
+"""The one object that users hold: it ties retrieval, recording, reflection and the ledger together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from uuid import UUID
+
+from langchain_core.messages import BaseMessage
+
+from reflect_middleware import wrap as wrapping
+from reflect_middleware.core import Core, tracks
+from reflect_middleware.errors import ClosedError, MissingExtraError, TargetError, TemplateError
+from reflect_middleware.lanes import Lane, awaited
+from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
+from reflect_middleware.node import reflect_node
+from reflect_middleware.options import options
+from reflect_middleware.registry import check_embedder, check_store
+from reflect_middleware.reward import from_score, names_of, unit
+from reflect_middleware.session import Session, Spec
+from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
+from reflect_middleware.views import Episodes, Lessons, Reflections
+
+if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.language_models import BaseChatModel
+    from langchain_core.runnables import RunnableConfig, RunnableLambda
+
+    from reflect_middleware.cadence import Cadence
+    from reflect_middleware.doctor import Finding
+    from reflect_middleware.middleware import ReflectMiddleware
+    from reflect_middleware.reflect import Reflector
+    from reflect_middleware.retrieve import CountTokens
+
+G = TypeVar("G")
+
+
+class Track:
+    """The episodes that began inside a `track` block."""
+
+    def __init__(self) -> None:
+        self._sessions: list[Session] = []
+
+    @property
+    def episode_ids(self) -> tuple[str, ...]:
+        """Their ids, in the order in which they began."""
+        return tuple(dict.fromkeys(session.episode_id for session in self._sessions if session.plan.learn))
+
+
+class Reflection:
+    """Makes any LangGraph agent learn from its own runs.
+
+    Building it touches no file, network, model or store; all open on first use.
+
+    Args:
+        model: The model that reflects: a chat model, a name for langchain's `init_chat_model` (built on first use), a
+            callable that makes one, or None to only record.
+        every: How many ready episodes of a namespace make a reflection due, at least 1; or a Cadence.
+        path: Folder for ledger and store. The environment's REFLECT_PATH wins.
+        ledger: SQLAlchemy URL of the ledger instead of a file in `path`; `namespace` must then be given.
+        store: The vector store: an installed store's name or URL, or a `LessonStore`.
+        store_options: Further settings for the store.
+        embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
+        namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
+        reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
+            `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
+        task: callable(graph input) giving the task's text; None for the last turns of the messages, else JSON.
+        top_k: Most lessons that a run adds to its prompt.
+        token_budget: Most tokens of the whole lesson block.
+        count_tokens: Tokens of a text; None for a cautious estimate.
+        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor.
+        reward_wait: Seconds that an ended episode waits for a late reward before it counts.
+        reward_timeout: Seconds after which an episode counts though its reward callable has not answered.
+        run: Where due reflections run: `"background"`, `"inline"` (the run waits) or `"external"` (elsewhere).
+        approval: `"human"`: what reflections write waits as candidates until approved.
+        learn: False: record nothing.
+        use_lessons: False: only observe.
+        redact: Applied to every text before it is stored or sent to the reflector.
+        inject: callable(run metadata) deciding which model calls get lessons, instead of the default scope.
+        on_reflection: Called with the ReflectionReport of each reflection.
+        reflector: Replaces the step of reflection: a batch in, edits out.
+        prompt: Replaces the default reflector's instructions.
+        reflector_budget: Most tokens of the reflector's prompt.
+        max_lessons: Most active lessons of a namespace.
+        durability: What a run's end waits for: `"commit"` (survives a killed process), `"fsync"` (survives power
+            loss), `"queue"` (nothing).
+        retrieve_timeout: Seconds after which a run goes on without lessons.
+        exit_timeout: Seconds that `close` and the end of the process wait for unfinished work.
+        resume_within: Seconds after which an interrupted episode counts as abandoned.
+        lease: Seconds for which a reflection's claim holds; renewed while it runs.
+        run_overrides: False: ignore `configurable["reflect"]` of single runs.
+
+    Raises:
+        ConfigurationError: If an argument has a value that is not allowed; the message says what is.
+        MissingExtraError: If an argument needs a package that is not installed.
+        UnknownStoreError: If no installed store has this name.
+    """
+
+    lessons: Lessons
+    episodes: Episodes
+    reflections: Reflections
+
+    def __init__(
+        self,
+        model: BaseChatModel | str | Callable[[], BaseChatModel] | None = None,
+        *,
+        every: int | Cadence = 5,
+        path: str = ".reflect",
+        ledger: str | None = None,
+        store: Any = "chroma",
+        store_options: Mapping[str, Any] | None = None,
+        embeddings: Embeddings | str | None = None,
+        namespace: Namespace | NamespaceFn | None = None,
+        reward: Callable[..., Any] | None = None,
+        task: Callable[[Any], str] | None = None,
+        top_k: int = 5,
+        token_budget: int = 600,
+        count_tokens: CountTokens | None = None,
+        min_similarity: float = 0.2,
+        reward_wait: float = 0,
+        reward_timeout: float = 60,
+        run: Literal["background", "inline", "external"] = "background",
+        approval: Literal["auto", "human"] = "auto",
+        learn: bool = True,
+        use_lessons: bool = True,
+        redact: Callable[[str], str] | None = None,
+        inject: Callable[[Mapping[str, Any]], bool] | None = None,
+        on_reflection: Callable[[ReflectionReport], Any] | None = None,
+        reflector: Reflector | None = None,
+        prompt: str | None = None,
+        reflector_budget: int = 16_000,
+        max_lessons: int = 200,
+        durability: Literal["commit", "fsync", "queue"] = "commit",
+        retrieve_timeout: float = 1.0,
+        exit_timeout: float = 10.0,
+        resume_within: float = 86_400.0,
+        lease: float = 30.0,
+        run_overrides: bool = True,
+    ) -> None:
+        given = dict(locals())
+        for name in ("self", "__class__"):
+            given.pop(name, None)
+        given["store_options"] = dict(store_options or {})
+        self._options = options(**given)
+        check_store(store)
+        check_embedder(embeddings)
+        self._core = Core(self._options)
+        self.lessons = Lessons(self._core, self._own)
+        self.episodes = Episodes(self._core, self._own)
+        self.reflections = Reflections(self._core, self._own)
+
+    # Putting it on.
+
+    def wrap(
+        self,
+        graph: G,
+        *,
+        name: str | None = None,
+        namespace: Namespace | NamespaceFn | None = None,
+        task: Callable[[Any], str] | None = None,
+        reward: Callable[..., Any] | None = None,
+        inject: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> G:
+        """The same graph, learning: same class, schemas, streams, state. Also the one node in an existing graph.
+
+        Args:
+            graph: Any compiled LangGraph graph.
+            name: The agent's name in episodes and as `{agent}` in namespaces; the graph's own by default.
+            namespace: As in `Reflection`, for this agent.
+            task: As in `Reflection`, for this agent.
+            reward: As in `Reflection`, for this agent.
+            inject: As in `Reflection`, for this agent.
+
+        Raises:
+            WrapError: If `graph` is not a compiled LangGraph graph.
+        """
+        agent = name or str(getattr(graph, "name", "") or "LangGraph")
+        return wrapping.wrap(graph, wrapping.Link(self._core, self._spec(agent, namespace, task, reward, inject)))
+
+    def middleware(
+        self,
+        *,
+        name: str = "agent",
+        namespace: Namespace | NamespaceFn | None = None,
+        task: Callable[[Any], str] | None = None,
+        reward: Callable[..., Any] | None = None,
+    ) -> ReflectMiddleware:
+        """A middleware for `langchain.agents.create_agent`; the arguments are those of `wrap`.
+
+        Raises:
+            MissingExtraError: If langchain is not installed.
+        """
+        try:
+            from reflect_middleware.middleware import ReflectMiddleware
+        except ImportError as error:
+            raise MissingExtraError("Reflection.middleware", "langchain") from error
+        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None))
+
+    def node(self) -> RunnableLambda[Any, dict[str, Any]]:
+        """A node that starts a due reflection, for graphs that want to show where; wrapping does without it."""
+        return reflect_node(self._core, self._spec("", None, None, None, None))
+
+    # Judging runs.
+
+    def reward(
+        self,
+        target: Any = None,
+        value: float | bool | Reward | None = None,
+        *,
+        thread_id: str | None = None,
+        source: str = "outcome",
+        key: str = "reward",
+        comment: str = "",
+        correction: str = "",
+        namespace: Namespace | None = None,
+    ) -> None:
+        """Say how well a run went, now or days later. The same source and key again replaces the former reward.
+
+        Args:
+            target: The run's result, a message of it or the message's id, a run id or an episode id.
+            value: True, False or a number from 0 (worst) to 1 (best).
+            thread_id: Instead of a target: the thread's latest episode.
+            source: `outcome`, `user`, `judge`, `self`, `implicit`, or a word of your own.
+            key: What is judged.
+            comment: Why. The reflector reads it.
+            correction: What would have been right.
+            namespace: With `thread_id`: only in this namespace.
+
+        Raises:
+            RewardError: If the value is not allowed.
+            TargetError: If the target names no run, or several that gave the same result.
+        """
+        if isinstance(value, Reward):
+            given = value
+        else:
+            given = Reward(value=unit(value), source=source, key=key, comment=comment, correction=correction)
+        self._give(target, thread_id, namespace, given)
+
+    def feedback(
+        self,
+        target: Any = None,
+        *,
+        key: str,
+        score: float | bool | None = None,
+        comment: str = "",
+        correction: Any = "",
+        thread_id: str | None = None,
+        source: str = "user",
+    ) -> None:
+        """A reward in LangSmith's shape: `score` from -1 to 1, where below 0 counts as 0.
+
+        Raises:
+            RewardError: If the score is not allowed.
+            TargetError: If the target names no run.
+        """
+        text = correction if isinstance(correction, str) else str(correction)
+        given = Reward(value=from_score(score), source=source, key=key, comment=comment, correction=text)
+        self._give(target, thread_id, None, given)
+
+    @contextlib.contextmanager
+    def track(self) -> Iterator[Track]:
+        """`with reflection.track() as t:` collects the ids of the episodes that begin inside, in `t.episode_ids`."""
+        track = Track()
+        token = tracks.set((*tracks.get(), track._sessions))  # noqa: SLF001 - its own
+        try:
+            yield track
+        finally:
+            tracks.reset(token)
+
+    # Learning and looking.
+
+    def reflect(self, *, namespace: Namespace | None = None) -> ReflectionReport:
+        """Reflect on everything that has ended, now, whatever the cadence and the rewards it still waits for.
+
+        A failure of the model is in the report's `error`; the episodes then wait for the next reflection.
+        """
+        space = self._own(namespace)
+        if self._core.off():
+            return ReflectionReport(namespace=space)
+        self._open()
+        self._core.drain(None)
+        return self._core.learner.reflect(space)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait for records, reward callables and due reflections; False if `timeout` seconds passed first."""
+        return self._core.drain(timeout)
+
+    def preview(self, graph_input: Any, config: RunnableConfig | None = None, *, context: Any = None) -> Preview:
+        """What would be put into the prompt of a run on this input, and why. Records nothing."""
+        effective = wrapping.effective(None, config)
+        return self._core.preview(self._spec("", None, None, None, None), graph_input, effective, context)
+
+    def pause(self) -> None:
+        """Stop lessons and reflections in every process on this ledger; episodes are still recorded."""
+        self._open().ledger.lessons.pause(True)
+
+    def resume(self) -> None:
+        """The end of `pause`."""
+        self._open().ledger.lessons.pause(False)
+
+    def doctor(self) -> tuple[Finding, ...]:
+        """Check what works: ledger, embedder, store, model, and what has failed so far."""
+        from reflect_middleware.doctor import examine
+
+        return examine(self._open())
+
+    def close(self) -> None:
+        """Write what is queued, wait up to `exit_timeout` for running work, release the rest. May be called twice."""
+        self._core.close()
+
+    # Async twins.
+
+    async def areward(self, target: Any = None, value: float | bool | Reward | None = None, **kwargs: Any) -> None:
+        """Async twin of `reward`."""
+        await self._twin(lambda: self.reward(target, value, **kwargs))
+
+    async def afeedback(self, target: Any = None, **kwargs: Any) -> None:
+        """Async twin of `feedback`."""
+        await self._twin(lambda: self.feedback(target, **kwargs))
+
+    async def areflect(self, *, namespace: Namespace | None = None) -> ReflectionReport:
+        """Async twin of `reflect`."""
+        return await self._twin(lambda: self.reflect(namespace=namespace))
+
+    async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the sync one's argument
+        """Async twin of `flush`."""
+        return await self._twin(lambda: self.flush(timeout))
+
+    async def apreview(self, graph_input: Any, config: RunnableConfig | None = None, *, context: Any = None) -> Preview:
+        """Async twin of `preview`."""
+        return await self._twin(lambda: self.preview(graph_input, config, context=context))
+
+    async def apause(self) -> None:
+        """Async twin of `pause`."""
+        await self._twin(self.pause)
+
+    async def aresume(self) -> None:
+        """Async twin of `resume`."""
+        await self._twin(self.resume)
+
+    async def adoctor(self) -> tuple[Finding, ...]:
+        """Async twin of `doctor`."""
+        return await self._twin(self.doctor)
+
+    async def aclose(self) -> None:
+        """Async twin of `close`."""
+        await awaited(Lane("close").submit(self.close))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # Inside.
+
+    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+        return Spec(
+            agent=agent,
+            rule=self._options.rule if namespace is None else rule(namespace),
+            task=task,
+            reward=reward,
+            inject=inject or self._options.inject,
+        )
+
+    def _own(self, namespace: Namespace | None) -> Namespace:
+        self._open()
+        wanted = self._options.rule if namespace is None else rule(namespace)
+        if wanted.plain is None:
+            raise TemplateError(
+                "namespace", wanted.parts, "one without fields here", f"Pass namespace=(…), {ALLOWED} all filled in."
+            )
+        return wanted.plain
+
+    def _open(self) -> Core:
+        if self._core.closed:
+            raise ClosedError("This Reflection is closed; build a new one.")
+        return self._core
+
+    def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
+        if self._core.off():
+            return
+        core = self._open()
+        core.writer.wait_idle(core.commit_timeout)
+        table, reward = core.ledger.episodes, core.cleaned(given)
+        found = self._found(target, thread_id, namespace)
+        if not found:
+            table.reward_later(_run_id(target), reward)
+        for episode_id in found:
+            table.reward(episode_id, reward)
+            core.learner.rewarded(table.get(episode_id).namespace)
+
+    def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
+        """Ids of the episodes that are meant; empty for a run id that is not known yet."""
+        core = self._core
+        if thread_id is not None:
+            latest = core.ledger.episodes.latest(thread_id, namespace)
+            if latest is None:
+                raise TargetError(f"The thread {thread_id!r} has no episode. List episodes with `episodes.list()`.")
+            return [latest]
+        if target is None:
+            raise TargetError("reward needs a target: the run's result, a message, a run id, or thread_id=…")
+        if (known := core.known_result(target)) is not None:
+            return [known]
+        for name in names_of(target):
+            found = core.ledger.episodes.resolve(name)
+            if len(found) > 1 and name.startswith("out:"):
+                raise TargetError(
+                    f"{len(found)} runs gave this same result; say which one is meant: use"
+                    " `with reflection.track() as t:` around the run and pass `t.episode_ids[0]`."
+                )
+            if found:
+                return found if not isinstance(target, BaseMessage) else found[:1]
+        if isinstance(target, (str, UUID, BaseMessage)):
+            return []
+        raise TargetError(
+            f"No recorded run gave this {type(target).__name__}. Pass the object that the wrapped graph returned, or"
+            " use `with reflection.track() as t:` and pass `t.episode_ids[0]`."
+        )
+
+    async def _twin(self, work: Callable[[], Any]) -> Any:
+        return await awaited(self._core.finder.submit(work))
+
+
+def _run_id(target: Any) -> str:
+    return str(target.id) if isinstance(target, BaseMessage) else str(target)

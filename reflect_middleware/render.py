@@ -1,0 +1,133 @@
+"""Run data as text: bounded, readable, and never failing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
+from pydantic import BaseModel
+
+from reflect_middleware.boundary import text_of
+
+STEP_CHARS = 4_000
+"""Most characters kept of one step's input or output."""
+VALUE_CHARS = 16_000
+"""Most characters kept of an episode's input or output."""
+TASK_CHARS = 2_000
+"""Most characters of a task's text."""
+
+
+def clip(text: str, limit: int) -> str:
+    """The text, its middle cut out and the cut named where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    mark = f" …[{len(text) - limit} characters cut]… "
+    head = max(0, limit - len(mark)) * 2 // 3
+    tail = max(0, limit - len(mark) - head)
+    return text[:head] + mark + (text[-tail:] if tail else "")
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value in terms of JSON; objects that have no such form become their `repr`."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if depth > 12:
+        return repr(value)[:200]
+    if isinstance(value, BaseMessage):
+        return _message(value)
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name), depth + 1) for name in type(value).model_fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name, None), depth + 1) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, depth + 1) for item in value]
+    return repr(value)[:2_000]
+
+
+def as_json(value: Any, limit: int) -> str:
+    """The value as JSON text of at most `limit` characters; a plain string stays as it is."""
+    if isinstance(value, str):
+        return clip(value, limit)
+    try:
+        return clip(json.dumps(plain(value), ensure_ascii=False), limit)
+    except Exception as error:  # noqa: BLE001 - a user's object may fail in any way when it is looked at
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def fingerprint(value: Any) -> str:
+    """A name for a run's output that the same output gives again."""
+    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
+    return "out:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def messages_in(value: Any) -> Iterator[BaseMessage]:
+    """The messages in a state, a node's update or a Command."""
+    if isinstance(value, BaseMessage):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, BaseMessage) or hasattr(item, "update"):
+                yield from messages_in(item)
+    elif hasattr(value, "goto") and hasattr(value, "update"):
+        yield from messages_in(value.update)
+    else:
+        for item in _values(value):
+            if isinstance(item, (BaseMessage, list, tuple)):
+                yield from messages_in(item)
+
+
+def task_text(graph_input: Any) -> str:
+    """What a run is asked to do: the last turns of its messages, else its input as JSON."""
+    turns = _turns(graph_input)
+    if turns:
+        return clip("\n".join(turns[-3:]), TASK_CHARS)
+    return as_json(graph_input, TASK_CHARS) if graph_input is not None else ""
+
+
+def _turns(graph_input: Any) -> list[str]:
+    value = _field(graph_input, "messages") if not isinstance(graph_input, (str, list)) else graph_input
+    if value is None:
+        return []
+    try:
+        messages = convert_to_messages(value if isinstance(value, list) else [value])
+    except Exception:  # noqa: BLE001 - not messages after all
+        return []
+    turns = [(m, text_of(m.content).strip()) for m in messages if not isinstance(m, SystemMessage)]
+    said = [text for message, text in turns if isinstance(message, (HumanMessage, AIMessage)) and text]
+    return said or [text for _, text in turns if text]
+
+
+def message_line(message: BaseMessage) -> str:
+    """One message as text: who, what, and the tools it calls."""
+    body = text_of(message.content)
+    calls = getattr(message, "tool_calls", None) or []
+    asked = [f"{call['name']}({json.dumps(plain(call['args']), ensure_ascii=False)})" for call in calls]
+    return f"{message.type}: " + "\n".join(part for part in (body, *asked) if part)
+
+
+def _message(message: BaseMessage) -> dict[str, Any]:
+    shown: dict[str, Any] = {"type": message.type, "content": plain(message.content)}
+    for name in ("tool_calls", "name", "status", "tool_call_id"):
+        if value := getattr(message, name, None):
+            shown[name] = plain(value)
+    return shown
+
+
+def _values(value: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, BaseModel):
+        return [getattr(value, name) for name in type(value).model_fields]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, f.name, None) for f in dataclasses.fields(value)]
+    return []
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)

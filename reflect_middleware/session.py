@@ -1,0 +1,150 @@
+"""One run of a wrapped agent, from its start to its record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables.config import var_child_runnable_config
+
+from reflect_middleware.boundary import active
+from reflect_middleware.lanes import awaited
+from reflect_middleware.namespaces import NamespaceRule
+from reflect_middleware.record import Recorder
+from reflect_middleware.retrieve import Choice
+from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
+
+if TYPE_CHECKING:
+    from reflect_middleware.core import Core
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What `wrap` or `middleware` was told about one agent."""
+
+    agent: str
+    rule: NamespaceRule
+    task: Callable[[Any], str] | None
+    reward: Callable[..., Any] | None
+    inject: Callable[[Mapping[str, Any]], bool] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is known of a run before it starts."""
+
+    spec: Spec
+    namespace: Namespace
+    task: str
+    graph_input: Any
+    thread_id: str = ""
+    checkpoint_ns: str = ""
+    principal: str = ""
+    task_key: str = ""
+    reference: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    learn: bool = True
+    use_lessons: bool = True
+    resume: Any = None
+    """The value an interrupted run goes on with, as `(value,)`; None if this is no resume."""
+    parent_id: str = ""
+    root_run_id: str = ""
+    """The outer run's id where it is known, else empty: this run is then its own root."""
+
+
+@dataclass(slots=True)
+class Session:
+    """A run under way: what it was given, what is seen of it, and how it ends."""
+
+    core: Core
+    plan: Plan
+    recorder: Recorder = field(default_factory=Recorder)
+    choice: Choice = field(default_factory=Choice)
+    resumed_id: str = ""
+    """The interrupted episode that this run goes on with."""
+    started: datetime = field(default_factory=now)
+    ended: bool = False
+    fallback_id: str = field(default_factory=new_id)
+    last: Any = None
+    """The last chunk that the graph gave; the result of `invoke` is in it."""
+
+    @property
+    def block(self) -> str:
+        """The text that goes into the system message; empty for none."""
+        return self.choice.block
+
+    @property
+    def run_id(self) -> str:
+        """The graph's own run id; one of ours if the run failed before it had one."""
+        return str(self.recorder.root_id or self.fallback_id)
+
+    @property
+    def episode_id(self) -> str:
+        """The episode's id: the first run's."""
+        return self.resumed_id or self.run_id
+
+    def wants_lessons(self) -> bool:
+        """Whether the model call that is about to start is one of the agent's own."""
+        config = var_child_runnable_config.get() or {}
+        metadata = config.get("metadata") or {}
+        if self.plan.spec.inject is not None:
+            return bool(self.plan.spec.inject(metadata))
+        parent = getattr(config.get("callbacks"), "parent_run_id", None)
+        return self.recorder.reaches_agent(parent, str(metadata.get("langgraph_node", "")))
+
+    def prepare(self) -> None:
+        """Fetch the lessons; past the deadline the run goes on without them."""
+        for fetch, seconds in self.core.fetches(self):
+            try:
+                self._take(fetch().result(seconds))
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                self.core.retrieval_failed(error)
+                return
+
+    async def aprepare(self) -> None:
+        """Async twin of `prepare`."""
+        for fetch, seconds in self.core.fetches(self):
+            try:
+                self._take(await asyncio.wait_for(awaited(fetch()), seconds))
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                self.core.retrieval_failed(error)
+                return
+
+    def finish(self, status: EpisodeStatus, error: BaseException | None = None) -> Future[Any] | None:
+        """Queue the record; safe in cancellation and garbage collection. None if there is nothing to wait for."""
+        if self.ended:
+            return None
+        self.ended = True
+        return self.core.finish(self, status, error)
+
+    def wait(self, done: Future[Any] | None) -> None:
+        """Wait for the commit, as `durability` says."""
+        if done is not None:
+            try:
+                done.result(self.core.commit_timeout)
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                self.core.failed("record", error)
+
+    async def await_(self, done: Future[Any] | None) -> None:
+        """Async twin of `wait`."""
+        if done is not None:
+            try:
+                await asyncio.wait_for(awaited(done), self.core.commit_timeout)
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                self.core.failed("record", error)
+
+    def _take(self, found: tuple[Choice, str] | None) -> None:
+        if found is not None:
+            self.choice, self.resumed_id = found
+
+
+def current() -> Session | None:
+    """The session that this code runs in."""
+    return active.get()

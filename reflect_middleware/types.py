@@ -1,0 +1,304 @@
+"""The nouns: what is recorded, learned and reported. All of them are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Namespace = tuple[str, ...]
+EpisodeStatus = Literal["completed", "failed", "cancelled", "abandoned", "interrupted"]
+LessonStatus = Literal["candidate", "active", "retired"]
+RewardSource = Literal["outcome", "user", "judge", "implicit", "self"]
+StepKind = Literal["model", "tool", "interrupt", "resume"]
+EditOp = Literal["add", "edit", "merge", "retire"]
+
+TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
+"""Reward sources, the most trusted first. `Episode.reward` is the mean over the first one present."""
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+def now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A new random id (UUID4 text)."""
+    return str(uuid4())
+
+
+class Frozen(BaseModel):
+    """Base of the stored nouns: immutable, docstrings under fields are their descriptions."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+class Reward(Frozen):
+    """One judgement of one episode. Unique by (episode, source, key)."""
+
+    value: Unit
+    """0 is worst, 1 is best."""
+    source: str = "outcome"
+    """Who judged: `outcome`, `user`, `judge`, `self`, `implicit`, or a word of your own (trusted least)."""
+    key: str = "reward"
+    """What was judged, e.g. `correct` or `tone`."""
+    comment: str = ""
+    """Why, in the judge's own words. The reflector reads it."""
+    correction: str = ""
+    """What the right answer or action would have been, if the judge said so."""
+    at: datetime = Field(default_factory=now)
+    """When it was given (UTC)."""
+
+
+def combined(rewards: Sequence[Reward]) -> float | None:
+    """Mean over the rewards of the most trusted source present; None without any."""
+    for source in (*TRUST, *sorted({r.source for r in rewards} - set(TRUST))):
+        values = [r.value for r in rewards if r.source == source]
+        if values:
+            return sum(values) / len(values)
+    return None
+
+
+class Step(Frozen):
+    """One step of a trajectory: a model call, a tool call, an interrupt or a resume."""
+
+    kind: StepKind
+    name: str = ""
+    """The model's or tool's name."""
+    node: str = ""
+    """The graph node it ran in."""
+    depth: int = 0
+    """0 for the wrapped graph's own nodes, 1 for its subgraphs, and so on."""
+    input: str = ""
+    """What went in: new messages for a model (lessons removed), arguments for a tool. Size-capped text."""
+    output: str = ""
+    """What came out. Size-capped text."""
+    error: str = ""
+    """The error's type and message where the step failed, else empty."""
+    run_id: str = ""
+    """The run id in callbacks and traces; the tool call id for a call that never ran."""
+    started_at: datetime = Field(default_factory=now)
+    """When it started (UTC)."""
+    seconds: float = 0.0
+    """How long it took."""
+    input_tokens: int = 0
+    """Tokens read, as the provider reports them; 0 if it does not."""
+    output_tokens: int = 0
+    """Tokens written, as the provider reports them; 0 if it does not."""
+
+
+class Exposure(Frozen):
+    """The fact that a lesson was eligible for an episode, and what became of it."""
+
+    lesson_id: str
+    version: int
+    """The lesson's version at that time."""
+    shown: bool
+    """True if it was in the prompt, False if it was withheld or had no room."""
+    probability: Unit = 1.0
+    """The probability with which an eligible lesson was shown."""
+    similarity: float = 0.0
+    """Cosine between the task and the lesson, in [-1, 1]."""
+    position: int = 0
+    """Its place in the prompt, from 0."""
+
+
+class Episode(Frozen):
+    """One run of the agent on one task. An interrupted and resumed run is one episode."""
+
+    id: str
+    """The run id of the wrapped graph's own run."""
+    run_ids: tuple[str, ...] = ()
+    """All runs that belong to it: the first and every resume."""
+    root_run_id: str = ""
+    """The outermost run's id, as in traces."""
+    parent_id: str = ""
+    """The episode of the wrapped graph that called this one, if any."""
+    agent: str = ""
+    """The wrapped agent's name."""
+    namespace: Namespace
+    thread_id: str = ""
+    principal: str = ""
+    """On whose behalf it ran, if the run said so."""
+    task: str
+    """What the run was asked to do."""
+    task_key: str = ""
+    """Groups rollouts of the same task, if the run said so."""
+    input: str = ""
+    """The graph input as JSON, size-capped."""
+    output: str = ""
+    """The graph output as JSON, size-capped."""
+    reference: str = ""
+    """The known right answer, if the run said so."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """The run's metadata that JSON can hold."""
+    status: EpisodeStatus
+    error: str = ""
+    """The error's type and message for a failed run, else empty."""
+    trajectory: tuple[Step, ...] = ()
+    rewards: tuple[Reward, ...] = ()
+    exposures: tuple[Exposure, ...] = ()
+    started_at: datetime
+    ended_at: datetime | None = None
+    """None while it is interrupted."""
+    reflection_id: str = ""
+    """The committed reflection that consumed it, else empty."""
+    dead_letter: str = ""
+    """Why no reflection could use it, else empty."""
+
+    @property
+    def reward(self) -> float | None:
+        """Mean over the rewards of the most trusted source present; None without any."""
+        return combined(self.rewards)
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens read by the agent's model calls."""
+        return sum(step.input_tokens for step in self.trajectory)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens written by the agent's model calls."""
+        return sum(step.output_tokens for step in self.trajectory)
+
+
+class Lesson(Frozen):
+    """When (the situation), do (the advice), because (the evidence)."""
+
+    id: str = Field(default_factory=new_id)
+    namespace: Namespace
+    when: str
+    """The situation in which it applies."""
+    do: str
+    """The advice."""
+    because: str = ""
+    """The evidence, in the words of the episodes."""
+    status: LessonStatus = "active"
+    version: int = 1
+    """Counts every change, from 1. Old versions stay in the ledger."""
+    sources: tuple[str, ...] = ()
+    """Ids of the episodes it came from; empty for a lesson added by hand."""
+    pinned: bool = False
+    """Pinned lessons are never edited, merged or retired by a reflection or the cap."""
+    supported: bool = True
+    """False when `because` is not found in the named episodes."""
+    replaces: tuple[str, ...] = ()
+    """Ids of lessons that retire when this candidate is approved, or that were merged into it."""
+    needs_review: bool = False
+    """True when a reward changed the picture after the lesson was learned."""
+    created_by: str = "human"
+    """`human`, or the id of the reflection that wrote this version."""
+    created_at: datetime = Field(default_factory=now)
+    updated_at: datetime = Field(default_factory=now)
+    shown: int = 0
+    """In how many episodes it was in the prompt."""
+    shown_reward: float | None = None
+    """Mean reward of those of them that have one. A description, not a proof that it helps."""
+
+    @property
+    def text(self) -> str:
+        """The lesson as one line, the form that is embedded."""
+        return f"{self.when}: {self.do}"
+
+
+class Task(Frozen):
+    """One task to practise on."""
+
+    input: Any
+    """The graph input."""
+    reference: Any = None
+    """The known right answer, given to the reward callable."""
+    key: str | None = None
+    """Groups rollouts of the same task."""
+
+
+class Edit(Frozen):
+    """One change to the lessons, as the reflector proposed it; lessons and episodes by the prompt's handles (L1, E1)."""
+
+    op: EditOp
+    episodes: tuple[str, ...] = ()
+    """Handles of the episodes that show it."""
+    lessons: tuple[str, ...] = ()
+    """Handles of the lessons it changes: one for edit and retire, two or more for merge."""
+    because: str = ""
+    """The exact words of the episodes that show it."""
+    when: str = ""
+    do: str = ""
+
+
+class EditOutcome(Frozen):
+    """What became of one proposed edit."""
+
+    edit: Edit
+    accepted: bool
+    reason: str = ""
+    """Why it was rejected, or how it was changed."""
+    lesson_id: str = ""
+    """The lesson that it made or changed, if accepted."""
+
+
+class ReflectionRecord(Frozen):
+    """One reflection, as kept in the ledger: enough to read and judge it later."""
+
+    id: str
+    namespace: Namespace
+    status: Literal["running", "done", "failed", "released"]
+    episodes: tuple[str, ...] = ()
+    """Ids of the episodes it read, in the order of their handles."""
+    prompt: str = ""
+    """The prompt as sent, redacted."""
+    answer: str = ""
+    """The raw answer; both answers if there was a retry."""
+    outcomes: tuple[EditOutcome, ...] = ()
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    started_at: datetime = Field(default_factory=now)
+
+
+class ReflectionReport(Frozen):
+    """What one call of `reflect` did; also given to `on_reflection` for each reflection."""
+
+    namespace: Namespace
+    reflections: tuple[str, ...] = ()
+    """Ids of the reflections made; empty if nothing was waiting."""
+    episodes: tuple[str, ...] = ()
+    """Ids of the episodes consumed."""
+    accepted: tuple[EditOutcome, ...] = ()
+    rejected: tuple[EditOutcome, ...] = ()
+    lessons: tuple[Lesson, ...] = ()
+    """The lessons that were made or changed, as they are now."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    error: str = ""
+    """Why a reflection failed, else empty. Its episodes went back to the ledger."""
+
+
+class Retrieved(Frozen):
+    """One lesson that retrieval considered."""
+
+    lesson: Lesson
+    similarity: float
+    shown: bool
+    reason: str = ""
+    """Why it was not shown, else empty."""
+
+
+class Preview(Frozen):
+    """What a run on this input would get, and why."""
+
+    task: str
+    namespace: Namespace
+    block: str
+    """The text that would be merged into the system message; empty for none."""
+    tokens: int
+    """Its size by `count_tokens`, fence included."""
+    lessons: tuple[Retrieved, ...] = ()
+    reason: str = ""
+    """Why nothing would be shown, else empty."""

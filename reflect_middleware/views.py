@@ -1,0 +1,285 @@
+"""What a user reads and changes: lessons, episodes and reflections. Every method has an async twin, named with an a."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from reflect_middleware.desk import Change
+from reflect_middleware.errors import ConfigurationError, EmbedderError, LessonStateError, LessonTextError
+from reflect_middleware.lanes import awaited
+from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, ReflectionRecord, Retrieved, now
+
+if TYPE_CHECKING:
+    from reflect_middleware.core import Core
+    from reflect_middleware.store import Vector
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="View")
+WHEN_CHARS, DO_CHARS, BECAUSE_CHARS = 200, 400, 600
+STATUSES = ("candidate", "active", "retired")
+
+
+class View:
+    """Base of the three."""
+
+    def __init__(self, core: Core, own: Callable[[Namespace | None], Namespace]) -> None:
+        self._core = core
+        self._own = own
+
+
+def twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """The async form of a method: the same, on a thread of ours."""
+
+    @functools.wraps(method)
+    async def asynchronous(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await awaited(self._core.finder.submit(lambda: method(self, *args, **kwargs)))
+
+    asynchronous.__doc__ = f"Async twin of `{method.__name__}`."
+    asynchronous.__name__ = f"a{method.__name__}"
+    return asynchronous
+
+
+class Lessons(View):
+    """The lessons of a namespace. Every change makes a new version; none is ever lost."""
+
+    def search(self, text: str, k: int = 5, *, namespace: Namespace | None = None) -> tuple[Retrieved, ...]:
+        """The active lessons nearest to a text, best first.
+
+        Raises:
+            EmbedderError: If no embedder works.
+        """
+        space = self._own(namespace)
+        table = self._core.ledger.lessons
+        revision, _ = table.state(space)
+        if not revision:
+            return ()
+        hits = self._core.index.search(space, revision, self._core.embedder.embed_query(text), k)
+        bodies = {lesson.id: lesson for lesson in table.many([lesson_id for lesson_id, _ in hits])}
+        return tuple(
+            Retrieved(lesson=bodies[i], similarity=score, shown=score >= self._core.options.limits.min_similarity)
+            for i, score in hits
+            if i in bodies and bodies[i].status == "active"
+        )
+
+    def get(self, lesson_id: str) -> Lesson:
+        """One lesson.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+        """
+        return self._with_statistics((self._core.ledger.lessons.get(lesson_id),))[0]
+
+    def add(
+        self, *, when: str, do: str, because: str = "", pinned: bool = False, namespace: Namespace | None = None
+    ) -> Lesson:
+        """Add a lesson by hand; it is active at once.
+
+        Raises:
+            LessonTextError: If a text is empty or too long.
+        """
+        lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned)
+        return self._save(lesson, 0)
+
+    def edit(
+        self,
+        lesson_id: str,
+        *,
+        when: str | None = None,
+        do: str | None = None,
+        because: str | None = None,
+        pinned: bool | None = None,
+    ) -> Lesson:
+        """Change a lesson's words; what is not given stays.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+            LessonTextError: If a text is empty or too long.
+        """
+        old = self._core.ledger.lessons.get(lesson_id)
+        given = {"when": when, "do": do, "because": because, "pinned": pinned}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return self._save(_next(old, **changed, needs_review=False), old.version) if changed else old
+
+    def approve(self, lesson_id: str) -> Lesson:
+        """Make a candidate (or a retired lesson) active; what it replaces retires.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+            LessonStateError: If it is active already.
+        """
+        old = self._core.ledger.lessons.get(lesson_id)
+        if old.status == "active":
+            raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; only candidates and retired ones can be.")
+        replaced = self._core.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
+        saved = self._save(_next(old, status="active"), old.version)
+        for lesson in replaced:
+            if lesson.status != "retired" and not lesson.pinned:
+                self._save(_next(lesson, status="retired"), lesson.version)
+        return saved
+
+    def retire(self, lesson_id: str) -> Lesson:
+        """Take a lesson out of use; `approve` brings it back.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+            LessonStateError: If it is retired already.
+        """
+        old = self._core.ledger.lessons.get(lesson_id)
+        if old.status == "retired":
+            raise LessonStateError(f"Lesson {lesson_id!r} is 'retired' already. `lessons.approve(id)` brings it back.")
+        return self._save(_next(old, status="retired"), old.version)
+
+    def history(self, lesson_id: str) -> tuple[Lesson, ...]:
+        """All versions of a lesson, the first one first.
+
+        Raises:
+            LessonNotFoundError: If there is none of this id.
+        """
+        return self._core.ledger.lessons.history(lesson_id)
+
+    def rollback(self, *, to: datetime | str, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
+        """Bring a whole namespace back to how it was at a time, or as a reflection (its id) left it.
+
+        Lessons that did not exist then retire. The way back is a new version of each lesson that differs, so a
+        rollback can be rolled back.
+
+        Raises:
+            ReflectionNotFoundError: If `to` names no reflection.
+        """
+        if isinstance(to, str):
+            record = self._core.ledger.reflections.get(to)
+            to = record.started_at + timedelta(seconds=record.seconds)
+        space, table = self._own(namespace), self._core.ledger.lessons
+        past = table.as_of(space, to)
+        changed = []
+        for lesson in table.find(space):
+            then = past.get(lesson.id)
+            words = {"status": "retired"} if then is None else {name: getattr(then, name) for name in _WORDS}
+            wanted = _next(lesson, **words)
+            if any(getattr(wanted, name) != getattr(lesson, name) for name in _WORDS):
+                changed.append(self._save(wanted, lesson.version))
+        return tuple(changed)
+
+    def list(self, status: LessonStatus | None = None, *, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
+        """The lessons of a namespace, the oldest first, with how often each was shown.
+
+        Args:
+            status: `"candidate"`, `"active"` or `"retired"`; None for all.
+            namespace: The Reflection's own by default.
+        """
+        if status is not None and status not in STATUSES:
+            raise ConfigurationError("status", status, " | ".join(map(repr, STATUSES)))
+        return self._with_statistics(self._core.ledger.lessons.find(self._own(namespace), status))
+
+    asearch, aget, aadd, aedit, aapprove = twin(search), twin(get), twin(add), twin(edit), twin(approve)
+    aretire, ahistory, arollback, alist = twin(retire), twin(history), twin(rollback), twin(list)
+
+    def _save(self, lesson: Lesson, expected: int) -> Lesson:
+        checked(lesson)
+        vector, embedder = self._vector(lesson)
+        saved = self._core.ledger.lessons.save(
+            Change(lesson=lesson, vector=vector, expected_version=expected), embedder
+        )
+        if embedder:
+            self._core.index.sync_later(lesson.namespace)
+        return saved
+
+    def _vector(self, lesson: Lesson) -> tuple[Vector | None, str]:
+        try:
+            return self._core.embedder.embed_documents([lesson.text])[0], self._core.embedder.id
+        except EmbedderError as error:  # it is kept, and embedded when an embedder works
+            self._core.failed("embed", error)
+            return None, ""
+
+    def _with_statistics(self, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
+        known = self._core.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
+        return tuple(
+            lesson.model_copy(update={"shown": known[lesson.id][0], "shown_reward": known[lesson.id][1]})
+            if lesson.id in known
+            else lesson
+            for lesson in lessons
+        )
+
+
+class Episodes(View):
+    """What was recorded."""
+
+    def get(self, episode_id: str) -> Episode:
+        """One episode with its trajectory, rewards and exposures.
+
+        Raises:
+            EpisodeNotFoundError: If there is none of this id.
+        """
+        return self._core.ledger.episodes.get(episode_id)
+
+    def list(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        thread_id: str | None = None,
+        status: str | None = None,
+        agent: str | None = None,
+        waiting: bool = False,
+        limit: int | None = 100,
+    ) -> tuple[Episode, ...]:
+        """The newest episodes first, of all namespaces unless one is given.
+
+        Args:
+            namespace: Only of this one.
+            thread_id: Only of this thread.
+            status: Only with this status.
+            agent: Only of this agent.
+            waiting: Only those that no reflection has read yet.
+            limit: At most so many; None for all.
+        """
+        return self._core.ledger.episodes.find(
+            namespace=namespace, thread_id=thread_id, status=status, agent=agent, waiting=waiting, limit=limit
+        )
+
+    aget, alist = twin(get), twin(list)
+
+
+class Reflections(View):
+    """What the reflector was asked, what it answered, and what became of it."""
+
+    def get(self, reflection_id: str) -> ReflectionRecord:
+        """One reflection: prompt, raw answer, accepted and rejected edits, tokens.
+
+        Raises:
+            ReflectionNotFoundError: If there is none of this id.
+        """
+        return self._core.ledger.reflections.get(reflection_id)
+
+    def list(self, *, namespace: Namespace | None = None, limit: int | None = 100) -> tuple[ReflectionRecord, ...]:
+        """The newest reflections first, of all namespaces unless one is given."""
+        return self._core.ledger.reflections.find(namespace, limit)
+
+    aget, alist = twin(get), twin(list)
+
+
+def checked(lesson: Lesson) -> None:
+    """Check a lesson's words.
+
+    Raises:
+        LessonTextError: If one is empty or too long.
+    """
+    limits = (("when", lesson.when, WHEN_CHARS, 1), ("do", lesson.do, DO_CHARS, 1))
+    for name, text, most, least in (*limits, ("because", lesson.because, BECAUSE_CHARS, 0)):
+        if not least <= len(text.strip()) <= most:
+            raise LessonTextError(
+                f"{name} has {len(text.strip())} characters: {text[:60]!r}; allowed: {least} to {most}."
+                " A lesson is one piece of advice: split a long one in two."
+            )
+
+
+def _next(lesson: Lesson, **changed: Any) -> Lesson:
+    stamp = {"version": lesson.version + 1, "created_by": "human", "updated_at": now()}
+    return lesson.model_copy(update=changed | stamp)
+
+
+_WORDS = ("when", "do", "because", "status", "sources", "pinned", "supported", "replaces")
+"""What a rollback restores."""

@@ -1,0 +1,245 @@
+"""The wrapped graph: the same graph, of a class that differs only in what drives a run."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.pregel import Pregel
+
+from reflect_middleware import boundary
+from reflect_middleware.boundary import active
+from reflect_middleware.core import Core
+from reflect_middleware.errors import WrapError
+from reflect_middleware.session import Session, Spec
+from reflect_middleware.types import EpisodeStatus
+
+G = TypeVar("G")
+LINK = "_reflect_link"
+_classes: dict[type, type] = {}
+
+
+class Link:
+    """What ties a wrapped graph to its Reflection."""
+
+    def __init__(self, core: Core, spec: Spec) -> None:
+        self.core = core
+        self.spec = spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return self  # a copied graph still reports to the same Reflection
+
+    def begin(self, graph: Any, graph_input: Any, config: RunnableConfig | None, context: Any) -> Session | None:
+        """The session for a run that starts now; None if it is to be left alone."""
+        return self.core.begin(self.spec, graph_input, effective(graph.config, config), context)
+
+
+def wrap(graph: G, link: Link) -> G:
+    """The wrapped form of a compiled graph. A graph that is wrapped for the same agent already is given back.
+
+    Raises:
+        WrapError: If it is not a compiled LangGraph graph.
+    """
+    if not isinstance(graph, Pregel):
+        raise WrapError(_not_a_graph(graph))
+    standing = graph.__dict__.get(LINK)
+    if standing is not None and standing.core is link.core:
+        return graph  # type: ignore[return-value]
+    boundary.install()
+    wrapped = copy.copy(graph)
+    wrapped.__class__ = _class_for(type(graph))
+    wrapped.__dict__[LINK] = link
+    return wrapped  # type: ignore[return-value]
+
+
+def effective(graph_config: RunnableConfig | None, config: RunnableConfig | None) -> dict[str, Any]:
+    """What langgraph will make of the configs, as far as we read it: metadata and configurable."""
+    ambient: Mapping[str, Any] = var_child_runnable_config.get() or {}
+    own: dict[str, Any] = {**((graph_config or {}).get("configurable") or {})}
+    own |= (config or {}).get("configurable") or {}
+    inherited = {} if "thread_id" in own else ambient.get("configurable") or {}
+    metadata: dict[str, Any] = {}
+    for source in (ambient, graph_config or {}, config or {}):
+        metadata |= source.get("metadata") or {}
+    return {"configurable": {**inherited, **own}, "metadata": metadata, "run_id": (config or {}).get("run_id")}
+
+
+def with_handler(
+    graph_config: RunnableConfig | None, config: RunnableConfig | None, handler: BaseCallbackHandler
+) -> RunnableConfig:
+    """The run's config with our handler beside the callbacks that it would have had."""
+    callbacks: Any = (config or {}).get("callbacks")
+    if callbacks is None and not _merges_callbacks():
+        ambient: Mapping[str, Any] = var_child_runnable_config.get() or {}
+        callbacks = (graph_config or {}).get("callbacks") or ambient.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager):
+        callbacks = callbacks.copy()
+        callbacks.add_handler(handler, inherit=True)
+    else:
+        callbacks = [*(callbacks or ()), handler]
+    merged: RunnableConfig = {**(config or {}), "callbacks": callbacks}  # type: ignore[typeddict-item]
+    return merged
+
+
+def status_of(error: BaseException | None, session: Session) -> EpisodeStatus:
+    """How a run ended, from what came out of its generator."""
+    if isinstance(error, GraphInterrupt) or session.recorder.interrupted:
+        return "interrupted"
+    if error is None or isinstance(error, GraphBubbleUp):
+        return "completed"
+    if isinstance(error, GeneratorExit):
+        return "abandoned"
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+        return "cancelled"
+    return "failed"
+
+
+def _drive(session: Session, chunks: Any) -> Iterator[Any]:
+    """Pass chunks on; our context variable is set only while the graph itself runs, in the caller's own context."""
+    error: BaseException | None = None
+    thrown: BaseException | None = None
+    try:
+        while True:
+            token = active.set(session)
+            try:
+                chunk = next(chunks) if thrown is None else chunks.throw(thrown)
+            except StopIteration:
+                break
+            finally:
+                active.reset(token)
+            session.last, thrown = chunk, None
+            try:
+                yield chunk
+            except GeneratorExit:
+                chunks.close()
+                raise
+            except BaseException as given:  # noqa: BLE001 - the consumer's `throw`, passed on
+                thrown = given
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        done = session.finish(status_of(error, session), error)
+        if error is None or isinstance(error, Exception):
+            session.wait(done)
+
+
+def _class_for(base: type) -> type:
+    """The wrapped class of a graph class: same name, same module, three methods of its own."""
+    if base not in _classes:
+        members = {
+            "stream": _stream(base),
+            "astream": _astream(base),
+            "copy": _copy(base),
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+        }
+        _classes[base] = type(base.__name__, (base,), members)
+    return _classes[base]
+
+
+def _stream(base: Any) -> Callable[..., Iterator[Any]]:
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
+        session = self.__dict__[LINK].begin(self, input, config, kwargs.get("context"))
+        if session is None:
+            yield from base.stream(self, input, config, **kwargs)
+            return
+        session.prepare()
+        watched = with_handler(self.config, config, session.recorder)
+        yield from _drive(session, base.stream(self, input, watched, **kwargs))
+
+    stream.__doc__ = base.stream.__doc__
+    return stream
+
+
+def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:
+    async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: A002
+        session = self.__dict__[LINK].begin(self, input, config, kwargs.get("context"))
+        if session is not None:
+            await session.aprepare()
+            config = with_handler(self.config, config, session.recorder)
+        chunks = base.astream(self, input, config, **kwargs)
+        error: BaseException | None = None
+        thrown: BaseException | None = None
+        try:
+            # The same steps as in `_drive`. An async generator cannot delegate, so they stand here, in the one
+            # generator that the consumer closes, cancels or throws into.
+            while True:
+                token = active.set(session) if session else None
+                try:
+                    chunk = await (anext(chunks) if thrown is None else chunks.athrow(thrown))
+                except StopAsyncIteration:
+                    break
+                finally:
+                    if token is not None:
+                        active.reset(token)
+                thrown = None
+                if session:
+                    session.last = chunk
+                try:
+                    yield chunk
+                except GeneratorExit:
+                    await chunks.aclose()
+                    raise
+                except BaseException as given:  # noqa: BLE001 - the consumer's `athrow`, passed on
+                    thrown = given
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if session:
+                done = session.finish(status_of(error, session), error)
+                if error is None or isinstance(error, Exception):
+                    await session.await_(done)
+
+    astream.__doc__ = base.astream.__doc__
+    return astream
+
+
+def _copy(base: Any) -> Callable[..., Any]:
+    def copy_(self: Any, update: dict[str, Any] | None = None) -> Any:
+        bare = copy.copy(self)
+        bare.__class__ = base
+        link = bare.__dict__.pop(LINK)
+        copied = base.copy(bare, update)
+        copied.__class__ = type(self)
+        copied.__dict__[LINK] = link
+        return copied
+
+    copy_.__name__ = "copy"
+    copy_.__doc__ = base.copy.__doc__
+    return copy_
+
+
+def _merges_callbacks() -> bool:
+    """Whether this langgraph adds a run's callbacks to those around it (newer) or lets them replace those (older)."""
+    global _merges  # noqa: PLW0603 - measured once
+    if _merges is None:
+        from langgraph._internal._config import ensure_config
+
+        one, two = BaseCallbackHandler(), BaseCallbackHandler()
+        merged = ensure_config({"callbacks": [one]}, {"callbacks": [two]}).get("callbacks")
+        _merges = isinstance(merged, list) and len(merged) == 2  # noqa: PLR2004 - both handlers
+    return _merges
+
+
+_merges: bool | None = None
+
+
+def _not_a_graph(given: Any) -> str:
+    kind = type(given).__name__
+    if hasattr(given, "compile"):
+        return f"wrap got a {kind} that is not compiled; allowed: a compiled graph. Write wrap(builder.compile())."
+    if hasattr(given, "get_graph") and hasattr(given, "assistant_id"):
+        return f"wrap got a {kind}, which runs in another process; wrap the graph itself where it is served."
+    return (
+        f"wrap got a {kind}: {given!r:.80}; allowed: a compiled LangGraph graph (what .compile(), create_agent or"
+        " @entrypoint gives). For another runnable, make it a node of a graph first."
+    )
