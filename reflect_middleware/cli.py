@@ -15,6 +15,7 @@ from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.reflection import Reflection
+from reflect_middleware.types import EpisodeStatus, LessonStatus
 
 
 class DemoNotFoundError(ReflectError, FileNotFoundError):
@@ -62,7 +63,8 @@ NewDo = Annotated[str | None, typer.Option("--do", help="The advice.")]
 NewBecause = Annotated[str | None, typer.Option("--because", help="The evidence.")]
 NewPinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Keep it as it is, whatever is learned.")]
 Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it as it is, whatever is learned.")]
-Status = Annotated[str | None, typer.Option("--status", help="Only these.")]
+LessonsWith = Annotated[LessonStatus | None, typer.Option("--status", help="Only these.")]
+EpisodesWith = Annotated[EpisodeStatus | None, typer.Option("--status", help="Only these.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest first.")]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -76,8 +78,8 @@ def demo(ctx: typer.Context) -> None:
 
 @lessons.command("list")
 @opened()
-def list_lessons(reflection: Reflection, view: View, status: Status = None) -> None:
-    """List the lessons (status: candidate, active or retired)."""
+def list_lessons(reflection: Reflection, view: View, status: LessonsWith = None) -> None:
+    """List the lessons."""
     view.lessons(reflection.lessons.list(status=status, namespace=view.namespace))
 
 
@@ -151,7 +153,7 @@ def rollback_lessons(
     view: View,
     to: Annotated[str, typer.Option("--to", help="A reflection's id, or a time such as 2026-11-22T14:00.")],
 ) -> None:
-    """Put all lessons back to what they were before a reflection, or at a time; prints those that changed."""
+    """Put all lessons back to how a reflection left them, or to a time; prints those that changed."""
     changed = reflection.lessons.rollback(to=_moment(reflection, view, to), namespace=view.namespace)
     view.lessons(changed)
 
@@ -163,7 +165,7 @@ def list_episodes(
     view: View,
     limit: Limit = 20,
     thread: Annotated[str | None, typer.Option("--thread", help="Only this thread's.")] = None,
-    status: Status = None,
+    status: EpisodesWith = None,
 ) -> None:
     """List recorded runs, the newest first."""
     view.episodes(reflection.episodes.list(limit=limit, thread_id=thread, status=status, namespace=view.namespace))
@@ -194,21 +196,21 @@ def show_reflection(reflection: Reflection, view: View, id: Id) -> None:
 @app.command()
 @opened()
 def pause(reflection: Reflection, view: View) -> None:
-    """Switch learning and lessons off for every process on this ledger, within seconds."""
+    """Stop lessons and reflections in every process on this ledger, within seconds."""
     reflection.pause()
-    view.say("Paused: runs go on without lessons and nothing is learned. Undo with `reflect resume`.", paused=True)
+    view.say("Paused: runs get no lessons and are recorded only. The end of it: reflect resume", paused=True)
 
 
 @app.command()
 @opened()
 def resume(reflection: Reflection, view: View) -> None:
-    """Switch learning and lessons on again."""
+    """The end of `pause`."""
     reflection.resume()
     view.say("Resumed.", paused=False)
 
 
 @app.command()
-@opened(creates=True)
+@opened(creates=True, store="chroma")
 def doctor(reflection: Reflection, view: View) -> None:
     """Check ledger, store, embedder and model; exit code 1 if one has a problem."""
     findings = reflection.doctor()

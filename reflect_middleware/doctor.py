@@ -33,7 +33,7 @@ def examine(core: Core) -> tuple[Finding, ...]:
     if found[0].ok:
         found += [
             Finding(check=f"failures: {name}", ok=False, message=f"{count} so far, the last {_ago(at)} ago: {last}")
-            for name, (count, last, at) in sorted(core.ledger.lessons.counts().items())
+            for name, (count, last, at) in sorted(core.parts.ledger.lessons.counts().items())
         ]
     return tuple(found)
 
@@ -46,21 +46,21 @@ def _checked(core: Core, name: str, check: Callable[[Core], str]) -> Finding:
 
 
 def _ledger(core: Core) -> str:
-    ledger = core.ledger
+    ledger = core.parts.ledger
     waiting = len(ledger.episodes.find(waiting=True, limit=None))
     state = "paused" if ledger.lessons.paused() else "running"
     return f"{ledger.database.url_shown}; {state}; {waiting} episodes wait for a reflection"
 
 
 def _embedder(core: Core) -> str:
-    vector = core.embedder.embed_query("a probe sentence")
-    return f"{core.embedder.id}, {vector.shape[0]} dimensions"
+    vector = core.parts.embedder.embed_query("a probe sentence")
+    return f"{core.parts.embedder.id}, {vector.shape[0]} dimensions"
 
 
 def _store(core: Core) -> str:
-    for namespace in core.ledger.lessons.namespaces():
-        core.index.sync(namespace)
-    return f"{core.options.store!r}; searches go over {core.index.describe()}"
+    for namespace in core.parts.ledger.lessons.namespaces():
+        core.parts.index.sync(namespace)
+    return f"{core.options.store!r}; searches go over {core.parts.index.describe()}"
 
 
 def _model(core: Core) -> str:

@@ -34,7 +34,8 @@ class Embedder:
         cache_size: vectors kept, by purpose and text; the least recently used one goes first.
 
     Every method raises `EmbedderError` when the model fails or gives zero, NaN or vectors of another size, and what
-    `build` raises, if that is a `ReflectError`. Safe for threads and forks; a text that several threads ask for at once is computed once.
+    `build` raises, if that is a `ReflectError`. Safe for threads and forks; a text that several threads ask for at once
+    is computed once.
     """
 
     def __init__(self, build: Callable[[], Embeddings], *, cache_size: int = CACHE_SIZE) -> None:

@@ -15,13 +15,13 @@ from reflect_middleware.errors import StoreLockedError
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.lanes import Lane
 from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
+from reflect_middleware.registry import open_store
 from reflect_middleware.store import Entry, Hit, LessonStore, StoreContext
 from reflect_middleware.types import Namespace
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from reflect_middleware.embed import Embedder
+    from reflect_middleware.options import Options
     from reflect_middleware.store import Vector
 
 RETRY_SECONDS = 30.0
@@ -34,8 +34,7 @@ class Index:
     Args:
         lessons: The ledger's lessons.
         embedder: Made the vectors; lessons with another one's are embedded again in the background.
-        open_store: Opens the user's store, given its context; None to search exactly.
-        path: The store's folder.
+        options: Name the store and its folder.
         failed: Told what went wrong, as (where, error).
     """
 
@@ -43,17 +42,20 @@ class Index:
         self,
         lessons: LessonTable,
         embedder: Embedder,
-        open_store: Callable[[StoreContext], LessonStore] | None,
-        path: Path,
+        options: Options,
         failed: Callable[[str, Exception], None],
     ) -> None:
         self.lessons = lessons
         self.embedder = embedder
         self.lane = Lane("index")
-        self._open_store = open_store
+        self._open_store = None if options.store == "exact" else lambda context: open_store(options.store, context)
         self._failed = failed
-        self._context = StoreContext(path=path, vectors=self.vectors)
-        self._exact = ExactStore(self._context)
+        self._context = StoreContext(
+            path=options.path / str(options.store).partition(":")[0],
+            vectors=self.vectors,
+            options=options.store_options,
+        )
+        self._exact = ExactStore(self.vectors)
         self._exact_marks: dict[Namespace, int] = {}
         self._store: LessonStore | None = None
         self._marks: dict[Namespace, int] = {}
@@ -197,5 +199,3 @@ def _merge(hits: Sequence[Hit], changed: Sequence[Indexed], vector: Vector, k: i
     fresh = [(entry.id, float(entry.vector @ vector)) for entry in _entries(changed)]
     kept = [hit for hit in hits if hit[0] not in newer]
     return sorted([*kept, *fresh], key=lambda hit: -hit[1])[:k]
-
-

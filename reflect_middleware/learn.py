@@ -96,7 +96,7 @@ class Learner:
             claim = self._claim
         if claim is not None:
             logger.info("reflect: an unfinished reflection on %d episodes is released", len(claim.episodes))
-            self.core.ledger.reflections.release(claim)
+            self.core.parts.ledger.reflections.release(claim)
         self.lane.stop()
 
     # On the lane.
@@ -105,7 +105,7 @@ class Learner:
         with self._lock:
             self._queued.discard(namespace)
         try:
-            if self.options.cadence.due(self.core.ledger.reflections.ready(namespace)):
+            if self.options.cadence.due(self.core.parts.ledger.reflections.ready(namespace)):
                 self._closing.wait(SETTLE_SECONDS)
             self._run_due(namespace)
             self._wake_up_later(namespace)
@@ -113,8 +113,8 @@ class Learner:
             self.core.failed("reflect", error)
 
     def _run_due(self, namespace: Namespace) -> None:
-        table = self.core.ledger.reflections
-        while not self._resting(namespace) and not self.core.ledger.lessons.paused():
+        table = self.core.parts.ledger.reflections
+        while not self._resting(namespace) and not self.core.parts.ledger.lessons.paused():
             if not self.options.cadence.due(table.ready(namespace)):
                 return
             claim = self._claimed(namespace, at_least=1, whatever=False)
@@ -130,7 +130,7 @@ class Learner:
         return _joined(namespace, reports)
 
     def _claimed(self, namespace: Namespace, *, at_least: int, whatever: bool) -> Claim | None:
-        return self.core.ledger.reflections.claim(
+        return self.core.parts.ledger.reflections.claim(
             namespace,
             self.owner,
             at_least=at_least,
@@ -156,8 +156,8 @@ class Learner:
         return report
 
     def _batch(self, claim: Claim) -> Batch:
-        episodes = self.core.ledger.episodes.many(claim.episodes)
-        recent = self.core.ledger.reflections.find(claim.namespace, limit=5)
+        episodes = self.core.parts.ledger.episodes.many(claim.episodes)
+        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
         return Batch(
             namespace=claim.namespace,
             episodes=episodes,
@@ -167,15 +167,15 @@ class Learner:
 
     def _related(self, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
         """The standing lessons that these episodes may touch: all if they are few, else the nearest."""
-        table = self.core.ledger.lessons
+        table = self.core.parts.ledger.lessons
         standing = [x for x in table.find(namespace) if x.status != "retired"]
         if len(standing) <= RELATED:
             return tuple(standing)
         revision, _ = table.state(namespace)
         best: dict[str, float] = {e.lesson_id: 2.0 for episode in episodes for e in episode.exposures if e.shown}
         for episode in episodes:
-            vector = self.core.embedder.embed_query(episode.task)
-            for lesson_id, score in self.core.index.search(namespace, revision, vector, RELATED):
+            vector = self.core.parts.embedder.embed_query(episode.task)
+            for lesson_id, score in self.core.parts.index.search(namespace, revision, vector, RELATED):
                 best[lesson_id] = max(best.get(lesson_id, -1.0), score)
         ranked = sorted(standing, key=lambda x: (not x.needs_review, -best.get(x.id, -1.0)))
         return tuple(ranked[:RELATED])
@@ -208,13 +208,13 @@ class Learner:
         if isinstance(model, str):
             from langchain.chat_models import init_chat_model
 
-            return cast("BaseChatModel", init_chat_model(model))
+            return init_chat_model(model)
         return cast("BaseChatModel", model() if not hasattr(model, "invoke") else model)
 
     def _commit(
         self, claim: Claim, batch: Batch, answer: Answer, record: ReflectionRecord, started: float
     ) -> ReflectionReport:
-        ledger = self.core.ledger
+        ledger = self.core.parts.ledger
         vectors, embedder = self._vectors(answer.edits, batch)
         plan = self._curated(claim, batch, answer, vectors, embedder)
         done_record = record.model_copy(
@@ -232,7 +232,7 @@ class Learner:
         written = ledger.reflections.commit(claim, done_record, plan.changes, embedder)
         if written is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
-        self.core.index.sync_later(claim.namespace)
+        self.core.parts.index.sync_later(claim.namespace)
         kept = {change.lesson.id for change in written}
         lost = {change.lesson.id for change in plan.changes} - kept
         accepted = tuple(o for o in plan.outcomes if o.accepted and o.lesson_id not in lost)
@@ -252,7 +252,7 @@ class Learner:
     ) -> Plan:
         import numpy as np
 
-        table = self.core.ledger.lessons
+        table = self.core.parts.ledger.lessons
         known = {row.id: row.vector for row in table.indexed(claim.namespace, 0, embedder)}
         existing = [
             (lesson, np.frombuffer(raw, dtype=np.float32) if (raw := known.get(lesson.id)) else None)
@@ -273,8 +273,8 @@ class Learner:
         """Vectors of the texts that may become lessons; without a working embedder they are made later."""
         texts = texts_to_embed(edits, batch)
         try:
-            made = self.core.embedder.embed_documents(texts) if texts else []
-            return dict(zip(texts, made, strict=True)), self.core.embedder.id
+            made = self.core.parts.embedder.embed_documents(texts) if texts else []
+            return dict(zip(texts, made, strict=True)), self.core.parts.embedder.id
         except EmbedderError as error:
             self.core.failed("embed", error)
             return {}, ""
@@ -300,9 +300,9 @@ class Learner:
         self.core.failed("reflect", error)
         with contextlib.suppress(Exception):  # a dead ledger: the lease ends by itself
             if isinstance(error, ConfigurationError):
-                self.core.ledger.reflections.release(claim)
+                self.core.parts.ledger.reflections.release(claim)
             else:
-                self.core.ledger.reflections.fail(claim, failed, reason)
+                self.core.parts.ledger.reflections.fail(claim, failed, reason)
         return ReflectionReport(
             namespace=claim.namespace,
             reflections=(claim.id,),
@@ -319,7 +319,7 @@ class Learner:
         def renew() -> None:
             while not over.wait(self.options.lease / 3):
                 with contextlib.suppress(Exception):  # tried again; a lost claim shows at the commit
-                    self.core.ledger.reflections.renew(claim, self.options.lease)
+                    self.core.parts.ledger.reflections.renew(claim, self.options.lease)
 
         self._claim = claim
         threading.Thread(target=renew, name="reflect-lease", daemon=True).start()
@@ -334,7 +334,7 @@ class Learner:
 
     def _wake_up_later(self, namespace: Namespace) -> None:
         """Look again when the next episode stops waiting for its reward, or a failure's rest is over."""
-        at = self.core.ledger.reflections.next_ready_at(namespace)
+        at = self.core.parts.ledger.reflections.next_ready_at(namespace)
         wait = None if at is None else max(0.0, at - time.time()) + 0.01
         if self._resting(namespace):
             rest = self._failures[namespace][1] - time.monotonic()

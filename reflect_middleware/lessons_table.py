@@ -172,7 +172,7 @@ class LessonTable:
     def counts(self) -> dict[str, tuple[int, str, float]]:
         """All counters: how often, the last message, and when (epoch seconds)."""
         with self.db.read() as connection:
-            return {row.name: (row.count, row.last, row.at) for row in connection.execute(sa.select(counters))}
+            return {row.name: (int(row._mapping["count"]), row.last, row.at) for row in connection.execute(sa.select(counters))}
 
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
         key = to_key(namespace)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
+from reflect_middleware.core import off
 from reflect_middleware.lanes import awaited
 from reflect_middleware.session import Spec
 
@@ -32,9 +33,9 @@ def reflect_node(core: Core, spec: Spec) -> RunnableLambda[Any, dict[str, Any]]:
 def _due(core: Core, spec: Spec, config: RunnableConfig) -> Any:
     """Start what is due; gives back what to wait for, if anything."""
     namespace, _ = spec.rule.resolve(dict(config), None, spec.agent)
-    if namespace is None or core.closed or core.off():
+    if namespace is None or core.closed or off():
         return None
     if core.options.run == "inline":
-        return core.rewards.submit(lambda: core.safely("reflect", lambda: core.learner.run_due_and_wait(namespace)))
-    core.writer.submit(lambda: core.safely("reflect", lambda: core.learner.poke(namespace)))
+        return core.keeper.judge.submit(lambda: core.safely("reflect", lambda: core.parts.learner.run_due_and_wait(namespace)))
+    core.keeper.writer.submit(lambda: core.safely("reflect", lambda: core.parts.learner.poke(namespace)))
     return None

@@ -53,7 +53,7 @@ class Noted:
 
 
 @dataclass(slots=True)
-class Recorder(_Handler):  # type: ignore[misc,valid-type]
+class Recorder(_Handler):
     """Follows one run of one wrapped graph. Its methods are called from any thread and never raise."""
 
     run_inline = True

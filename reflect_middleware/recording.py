@@ -21,6 +21,7 @@ def record_of(
     status: EpisodeStatus,
     error: BaseException | None,
     ended: datetime,
+    *,
     earlier: Episode | None,
     wait: float,
     redact: Redact,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -11,7 +12,7 @@ from uuid import UUID
 from langchain_core.messages import BaseMessage
 
 from reflect_middleware import wrap as wrapping
-from reflect_middleware.core import Core, tracks
+from reflect_middleware.core import Core, off, tracks
 from reflect_middleware.errors import ClosedError, MissingExtraError, TargetError, TemplateError
 from reflect_middleware.lanes import Lane, awaited
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from reflect_middleware.retrieve import CountTokens
 
 G = TypeVar("G")
+R = TypeVar("R")
 
 
 class Track:
@@ -107,7 +109,7 @@ class Reflection:
         model: BaseChatModel | str | Callable[[], BaseChatModel] | None = None,
         *,
         every: int | Cadence = 5,
-        path: str = ".reflect",
+        path: str | os.PathLike[str] = ".reflect",
         ledger: str | None = None,
         store: Any = "chroma",
         store_options: Mapping[str, Any] | None = None,
@@ -277,11 +279,11 @@ class Reflection:
         A failure of the model is in the report's `error`; the episodes then wait for the next reflection.
         """
         space = self._own(namespace)
-        if self._core.off():
+        if off():
             return ReflectionReport(namespace=space)
         self._open()
         self._core.drain(None)
-        return self._core.learner.reflect(space)
+        return self._core.parts.learner.reflect(space)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for records, reward callables and due reflections; False if `timeout` seconds passed first."""
@@ -294,11 +296,11 @@ class Reflection:
 
     def pause(self) -> None:
         """Stop lessons and reflections in every process on this ledger; episodes are still recorded."""
-        self._open().ledger.lessons.pause(True)
+        self._open().parts.ledger.lessons.pause(True)
 
     def resume(self) -> None:
         """The end of `pause`."""
-        self._open().ledger.lessons.pause(False)
+        self._open().parts.ledger.lessons.pause(False)
 
     def doctor(self) -> tuple[Finding, ...]:
         """Check what works: ledger, embedder, store, model, and what has failed so far."""
@@ -388,32 +390,32 @@ class Reflection:
         return self._core
 
     def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
-        if self._core.off():
+        if off():
             return
         core = self._open()
-        core.writer.wait_idle(core.commit_timeout)
-        table, reward = core.ledger.episodes, core.cleaned(given)
+        core.keeper.writer.wait_idle(core.keeper.timeout)
+        table, reward = core.parts.ledger.episodes, core.keeper.cleaned(given)
         found = self._found(target, thread_id, namespace)
         if not found:
             table.reward_later(_run_id(target), reward)
         for episode_id in found:
             table.reward(episode_id, reward)
-            core.learner.rewarded(table.get(episode_id).namespace)
+            core.parts.learner.rewarded(table.get(episode_id).namespace)
 
     def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
         """Ids of the episodes that are meant; empty for a run id that is not known yet."""
         core = self._core
         if thread_id is not None:
-            latest = core.ledger.episodes.latest(thread_id, namespace)
+            latest = core.parts.ledger.episodes.latest(thread_id, namespace)
             if latest is None:
                 raise TargetError(f"The thread {thread_id!r} has no episode. List episodes with `episodes.list()`.")
             return [latest]
         if target is None:
             raise TargetError("reward needs a target: the run's result, a message, a run id, or thread_id=…")
-        if (known := core.known_result(target)) is not None:
+        if (known := core.keeper.result(target)) is not None:
             return [known]
         for name in names_of(target):
-            found = core.ledger.episodes.resolve(name)
+            found = core.parts.ledger.episodes.resolve(name)
             if len(found) > 1 and name.startswith("out:"):
                 raise TargetError(
                     f"{len(found)} runs gave this same result; say which one is meant: use"
@@ -428,8 +430,8 @@ class Reflection:
             " use `with reflection.track() as t:` and pass `t.episode_ids[0]`."
         )
 
-    async def _twin(self, work: Callable[[], Any]) -> Any:
-        return await awaited(self._core.finder.submit(work))
+    async def _twin(self, work: Callable[[], R]) -> R:
+        return await awaited(self._core.finder.lane.submit(work))
 
 
 def _run_id(target: Any) -> str:

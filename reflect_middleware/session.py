@@ -101,20 +101,20 @@ class Session:
 
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""
-        for fetch, seconds in self.core.fetches(self):
+        for fetch, seconds in self.core.finder.fetches(self.plan):
             try:
                 self._take(fetch().result(seconds))
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.retrieval_failed(error)
+                self.core.finder.failed(error)
                 return
 
     async def aprepare(self) -> None:
         """Async twin of `prepare`."""
-        for fetch, seconds in self.core.fetches(self):
+        for fetch, seconds in self.core.finder.fetches(self.plan):
             try:
                 self._take(await asyncio.wait_for(awaited(fetch()), seconds))
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.retrieval_failed(error)
+                self.core.finder.failed(error)
                 return
 
     def finish(self, status: EpisodeStatus, error: BaseException | None = None) -> Future[Any] | None:
@@ -122,13 +122,13 @@ class Session:
         if self.ended:
             return None
         self.ended = True
-        return self.core.finish(self, status, error)
+        return self.core.keeper.finish(self, status, error)
 
     def wait(self, done: Future[Any] | None) -> None:
         """Wait for the commit, as `durability` says."""
         if done is not None:
             try:
-                done.result(self.core.commit_timeout)
+                done.result(self.core.keeper.timeout)
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
                 self.core.failed("record", error)
 
@@ -136,7 +136,7 @@ class Session:
         """Async twin of `wait`."""
         if done is not None:
             try:
-                await asyncio.wait_for(awaited(done), self.core.commit_timeout)
+                await asyncio.wait_for(awaited(done), self.core.keeper.timeout)
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
                 self.core.failed("record", error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import ConfigurationError, EmbedderError, LessonStateError, LessonTextError
@@ -36,11 +36,11 @@ def twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
 
     @functools.wraps(method)
     async def asynchronous(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await awaited(self._core.finder.submit(lambda: method(self, *args, **kwargs)))
+        return await awaited(self._core.finder.lane.submit(lambda: method(self, *args, **kwargs)))
 
     asynchronous.__doc__ = f"Async twin of `{method.__name__}`."
     asynchronous.__name__ = f"a{method.__name__}"
-    return asynchronous
+    return cast("Callable[Concatenate[S, P], Coroutine[Any, Any, R]]", asynchronous)
 
 
 class Lessons(View):
@@ -53,11 +53,11 @@ class Lessons(View):
             EmbedderError: If no embedder works.
         """
         space = self._own(namespace)
-        table = self._core.ledger.lessons
+        table = self._core.parts.ledger.lessons
         revision, _ = table.state(space)
         if not revision:
             return ()
-        hits = self._core.index.search(space, revision, self._core.embedder.embed_query(text), k)
+        hits = self._core.parts.index.search(space, revision, self._core.parts.embedder.embed_query(text), k)
         bodies = {lesson.id: lesson for lesson in table.many([lesson_id for lesson_id, _ in hits])}
         return tuple(
             Retrieved(lesson=bodies[i], similarity=score, shown=score >= self._core.options.limits.min_similarity)
@@ -71,7 +71,7 @@ class Lessons(View):
         Raises:
             LessonNotFoundError: If there is none of this id.
         """
-        return self._with_statistics((self._core.ledger.lessons.get(lesson_id),))[0]
+        return self._with_statistics((self._core.parts.ledger.lessons.get(lesson_id),))[0]
 
     def add(
         self, *, when: str, do: str, because: str = "", pinned: bool = False, namespace: Namespace | None = None
@@ -99,7 +99,7 @@ class Lessons(View):
             LessonNotFoundError: If there is none of this id.
             LessonTextError: If a text is empty or too long.
         """
-        old = self._core.ledger.lessons.get(lesson_id)
+        old = self._core.parts.ledger.lessons.get(lesson_id)
         given = {"when": when, "do": do, "because": because, "pinned": pinned}
         changed = {name: value for name, value in given.items() if value is not None}
         return self._save(_next(old, **changed, needs_review=False), old.version) if changed else old
@@ -111,10 +111,10 @@ class Lessons(View):
             LessonNotFoundError: If there is none of this id.
             LessonStateError: If it is active already.
         """
-        old = self._core.ledger.lessons.get(lesson_id)
+        old = self._core.parts.ledger.lessons.get(lesson_id)
         if old.status == "active":
             raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; only candidates and retired ones can be.")
-        replaced = self._core.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
+        replaced = self._core.parts.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
         saved = self._save(_next(old, status="active"), old.version)
         for lesson in replaced:
             if lesson.status != "retired" and not lesson.pinned:
@@ -128,7 +128,7 @@ class Lessons(View):
             LessonNotFoundError: If there is none of this id.
             LessonStateError: If it is retired already.
         """
-        old = self._core.ledger.lessons.get(lesson_id)
+        old = self._core.parts.ledger.lessons.get(lesson_id)
         if old.status == "retired":
             raise LessonStateError(f"Lesson {lesson_id!r} is 'retired' already. `lessons.approve(id)` brings it back.")
         return self._save(_next(old, status="retired"), old.version)
@@ -139,7 +139,7 @@ class Lessons(View):
         Raises:
             LessonNotFoundError: If there is none of this id.
         """
-        return self._core.ledger.lessons.history(lesson_id)
+        return self._core.parts.ledger.lessons.history(lesson_id)
 
     def rollback(self, *, to: datetime | str, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
         """Bring a whole namespace back to how it was at a time, or as a reflection (its id) left it.
@@ -151,9 +151,9 @@ class Lessons(View):
             ReflectionNotFoundError: If `to` names no reflection.
         """
         if isinstance(to, str):
-            record = self._core.ledger.reflections.get(to)
+            record = self._core.parts.ledger.reflections.get(to)
             to = record.started_at + timedelta(seconds=record.seconds)
-        space, table = self._own(namespace), self._core.ledger.lessons
+        space, table = self._own(namespace), self._core.parts.ledger.lessons
         past = table.as_of(space, to)
         changed = []
         for lesson in table.find(space):
@@ -173,7 +173,7 @@ class Lessons(View):
         """
         if status is not None and status not in STATUSES:
             raise ConfigurationError("status", status, " | ".join(map(repr, STATUSES)))
-        return self._with_statistics(self._core.ledger.lessons.find(self._own(namespace), status))
+        return self._with_statistics(self._core.parts.ledger.lessons.find(self._own(namespace), status))
 
     asearch, aget, aadd, aedit, aapprove = twin(search), twin(get), twin(add), twin(edit), twin(approve)
     aretire, ahistory, arollback, alist = twin(retire), twin(history), twin(rollback), twin(list)
@@ -181,22 +181,22 @@ class Lessons(View):
     def _save(self, lesson: Lesson, expected: int) -> Lesson:
         checked(lesson)
         vector, embedder = self._vector(lesson)
-        saved = self._core.ledger.lessons.save(
+        saved = self._core.parts.ledger.lessons.save(
             Change(lesson=lesson, vector=vector, expected_version=expected), embedder
         )
         if embedder:
-            self._core.index.sync_later(lesson.namespace)
+            self._core.parts.index.sync_later(lesson.namespace)
         return saved
 
     def _vector(self, lesson: Lesson) -> tuple[Vector | None, str]:
         try:
-            return self._core.embedder.embed_documents([lesson.text])[0], self._core.embedder.id
+            return self._core.parts.embedder.embed_documents([lesson.text])[0], self._core.parts.embedder.id
         except EmbedderError as error:  # it is kept, and embedded when an embedder works
             self._core.failed("embed", error)
             return None, ""
 
     def _with_statistics(self, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
-        known = self._core.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
+        known = self._core.parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
         return tuple(
             lesson.model_copy(update={"shown": known[lesson.id][0], "shown_reward": known[lesson.id][1]})
             if lesson.id in known
@@ -214,7 +214,7 @@ class Episodes(View):
         Raises:
             EpisodeNotFoundError: If there is none of this id.
         """
-        return self._core.ledger.episodes.get(episode_id)
+        return self._core.parts.ledger.episodes.get(episode_id)
 
     def list(
         self,
@@ -236,7 +236,7 @@ class Episodes(View):
             waiting: Only those that no reflection has read yet.
             limit: At most so many; None for all.
         """
-        return self._core.ledger.episodes.find(
+        return self._core.parts.ledger.episodes.find(
             namespace=namespace, thread_id=thread_id, status=status, agent=agent, waiting=waiting, limit=limit
         )
 
@@ -252,11 +252,11 @@ class Reflections(View):
         Raises:
             ReflectionNotFoundError: If there is none of this id.
         """
-        return self._core.ledger.reflections.get(reflection_id)
+        return self._core.parts.ledger.reflections.get(reflection_id)
 
     def list(self, *, namespace: Namespace | None = None, limit: int | None = 100) -> tuple[ReflectionRecord, ...]:
         """The newest reflections first, of all namespaces unless one is given."""
-        return self._core.ledger.reflections.find(namespace, limit)
+        return self._core.parts.ledger.reflections.find(namespace, limit)
 
     aget, alist = twin(get), twin(list)
 

@@ -50,12 +50,12 @@ def wrap(graph: G, link: Link) -> G:
         raise WrapError(_not_a_graph(graph))
     standing = graph.__dict__.get(LINK)
     if standing is not None and standing.core is link.core:
-        return graph  # type: ignore[return-value]
+        return graph
     boundary.install()
     wrapped = copy.copy(graph)
     wrapped.__class__ = _class_for(type(graph))
     wrapped.__dict__[LINK] = link
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def effective(graph_config: RunnableConfig | None, config: RunnableConfig | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def with_handler(
         callbacks.add_handler(handler, inherit=True)
     else:
         callbacks = [*(callbacks or ()), handler]
-    merged: RunnableConfig = {**(config or {}), "callbacks": callbacks}  # type: ignore[typeddict-item]
+    merged: RunnableConfig = {**(config or {}), "callbacks": callbacks}
     return merged
 
 

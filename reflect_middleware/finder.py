@@ -1,0 +1,96 @@
+"""Finding a run's lessons, within a deadline, on threads of our own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from reflect_middleware.lanes import Lane
+from reflect_middleware.retrieve import Choice, choose
+from reflect_middleware.session import Plan
+from reflect_middleware.types import Lesson, Namespace
+
+if TYPE_CHECKING:
+    from reflect_middleware.core import Core
+
+WARM_UP_SECONDS = 15.0
+"""How long the first run that has lessons to find waits for the embedder to load."""
+BREAKER_FAILURES = 3
+"""After so many failures in a row retrieval rests."""
+BREAKER_SECONDS = 30.0
+"""How long it rests."""
+BODIES = 4_096
+"""Most lessons kept in memory, about 4 MB."""
+
+
+class Finder:
+    """Retrieval with its cache and its breaker."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.lane = Lane("retrieve", threads=4)
+        self.renew()
+
+    def renew(self) -> None:
+        """Start afresh, in a new process."""
+        self._lock = threading.Lock()
+        self._bodies: OrderedDict[tuple[Namespace, int, str], Lesson | None] = OrderedDict()
+        self._failures, self._rest_until = 0, 0.0
+
+    def fetches(self, plan: Plan) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
+        """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons."""
+        if (not plan.use_lessons and plan.resume is None) or time.monotonic() < self._rest_until:
+            return
+        if plan.use_lessons and not self.core.parts.opened("embedder"):
+            yield lambda: self.lane.submit(lambda: self._warm_up(plan.namespace)), WARM_UP_SECONDS
+        yield lambda: self.lane.submit(lambda: self.find(plan)), self.core.options.retrieve_timeout
+
+    def find(self, plan: Plan) -> tuple[Choice, str]:
+        """The run's lessons, and the interrupted episode that it goes on with, if any."""
+        ledger, resumed = self.core.parts.ledger, None
+        if plan.resume is not None and plan.thread_id:
+            resumed = ledger.episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
+        revision, paused = ledger.lessons.state(plan.namespace)
+        choice = Choice()
+        if plan.use_lessons and revision and not paused and not (plan.resume is not None and resumed is None):
+            choice = self._choose(plan, resumed.task if resumed else plan.task, revision)
+        self._failures = 0
+        return choice, resumed.id if resumed else ""
+
+    def failed(self, error: BaseException) -> None:
+        """Note that a run got no lessons; retrieval rests when that happens in a row."""
+        self._failures += 1
+        if self._failures >= BREAKER_FAILURES:
+            self._rest_until = time.monotonic() + BREAKER_SECONDS
+        self.core.failed("retrieve", error)
+
+    def _warm_up(self, namespace: Namespace) -> None:
+        if self.core.parts.ledger.lessons.state(namespace)[0]:
+            _ = self.core.parts.embedder.id
+
+    def _choose(self, plan: Plan, task: str, revision: int) -> Choice:
+        parts, options = self.core.parts, self.core.options
+        vector = parts.embedder.embed_query(task)
+        hits = parts.index.search(plan.namespace, revision, vector, 2 * options.limits.top_k + 8)
+        shown = parts.ledger.episodes.shown_in_thread(plan.namespace, plan.thread_id) if plan.thread_id else []
+        bodies = self._active(plan.namespace, revision, [*(lesson_id for lesson_id, _ in hits), *shown])
+        candidates = [(bodies[i], score) for i, score in hits if i in bodies]
+        earlier = [bodies[i] for i in shown if i in bodies]
+        return choose(candidates, earlier, options.limits, options.count_tokens)
+
+    def _active(self, namespace: Namespace, revision: int, ids: list[str]) -> dict[str, Lesson]:
+        """Bodies from the ledger: whatever an index says, a retired lesson or another namespace's never comes back."""
+        with self._lock:
+            held = {i: self._bodies[key] for i in ids if (key := (namespace, revision, i)) in self._bodies}
+        if missing := [i for i in dict.fromkeys(ids) if i not in held]:
+            found = {lesson.id: lesson for lesson in self.core.parts.ledger.lessons.many(missing)}
+            held |= {i: found.get(i) for i in missing}
+            with self._lock:
+                self._bodies |= {(namespace, revision, i): held[i] for i in missing}
+                while len(self._bodies) > BODIES:
+                    self._bodies.popitem(last=False)
+        return {i: x for i, x in held.items() if x is not None and x.status == "active" and x.namespace == namespace}

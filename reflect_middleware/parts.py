@@ -1,0 +1,90 @@
+"""The heavy parts: imported and opened on first use, once per process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from reflect_middleware.core import Core
+    from reflect_middleware.embed import Embedder
+    from reflect_middleware.index import Index
+    from reflect_middleware.learn import Learner
+    from reflect_middleware.ledger import Ledger
+
+T = TypeVar("T")
+
+
+class Parts:
+    """Ledger, embedder, index and learner of one Reflection."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.renew()
+
+    def renew(self) -> None:
+        """Start afresh, in a new process: the parent's connections and locks are not ours to use or close."""
+        self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
+
+    def opened(self, name: str) -> bool:
+        """Whether a part has been used here."""
+        return name in self._made
+
+    @property
+    def ledger(self) -> Ledger:
+        """The SQL database that is the truth."""
+
+        def make() -> Ledger:
+            from reflect_middleware.ledger import Ledger
+
+            return Ledger(self.core.options.ledger_url, fsync=self.core.options.durability == "fsync")
+
+        return self._part("ledger", make)
+
+    @property
+    def embedder(self) -> Embedder:
+        """Text to vectors."""
+
+        def make() -> Embedder:
+            from reflect_middleware.registry import open_embedder
+
+            return open_embedder(self.core.options.embeddings)
+
+        return self._part("embedder", make)
+
+    @property
+    def index(self) -> Index:
+        """The lessons by vector."""
+
+        def make() -> Index:
+            from reflect_middleware.index import Index
+
+            return Index(self.ledger.lessons, self.embedder, self.core.options, self.core.failed)
+
+        return self._part("index", make)
+
+    @property
+    def learner(self) -> Learner:
+        """The reflecting side."""
+
+        def make() -> Learner:
+            from reflect_middleware.learn import Learner
+
+            return Learner(self.core)
+
+        return self._part("learner", make)
+
+    def close(self) -> None:
+        """Close what was opened here, in the order in which it depends on each other."""
+        for name in ("learner", "index", "ledger"):
+            if name in self._made:
+                self._made[name].close()
+
+    def _part(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._made:
+            with self._lock:
+                if name not in self._made:
+                    self._made[name] = make()
+        return cast("T", self._made[name])
