@@ -168,7 +168,7 @@ class Database:
     def read(self) -> Iterator[sa.Connection]:
         """A connection for reading; sees what is committed."""
         with self._guarded(), self._open().connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:

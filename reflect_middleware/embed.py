@@ -13,6 +13,7 @@ from reflect_middleware.errors import EmbedderError, ReflectError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
     from langchain_core.embeddings import Embeddings
 
     from reflect_middleware.store import Vector

@@ -15,9 +15,10 @@ from reflect_middleware.errors import StoreError
 from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, no_vectors
 
 if TYPE_CHECKING:
-    from reflect_middleware.types import Namespace
     from collections.abc import Callable, Iterable, Sequence
+
     from reflect_middleware.store import Vector
+    from reflect_middleware.types import Namespace
 
 
 @dataclass(frozen=True, slots=True)

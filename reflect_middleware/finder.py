@@ -49,6 +49,24 @@ class Finder:
             yield lambda: self.lane.submit(lambda: self._warm_up(plan.namespace)), WARM_UP_SECONDS
         yield lambda: self.lane.submit(lambda: self.find(plan)), self.core.options.retrieve_timeout
 
+    def at_once(self, plan: Plan) -> tuple[Choice, str] | None:
+        """As `find`, on the caller's own thread; None if that might wait for an embedder, a server or a lock.
+
+        A run in sync code whose ledger is a local file saves two changes of threads.
+        """
+        parts, options = self.core.parts, self.core.options
+        if not plan.use_lessons or plan.resume is not None or time.monotonic() < self._rest_until:
+            return None
+        if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
+            return None
+        revision, paused = parts.ledger.lessons.state(plan.namespace)
+        if not revision or paused:
+            return Choice(), ""
+        local = options.store == "exact" and parts.opened("index")
+        if not local or parts.embedder.peek_query(plan.task) is None:
+            return None
+        return self._choose(plan, plan.task, revision), ""
+
     def find(self, plan: Plan) -> tuple[Choice, str]:
         """The run's lessons, and the interrupted episode that it goes on with, if any."""
         ledger, resumed = self.core.parts.ledger, None

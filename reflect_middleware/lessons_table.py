@@ -32,6 +32,16 @@ class Indexed:
     """float32 bytes; None if the present embedder has not seen it."""
 
 
+STATE = sa.select(
+    sa.select(namespaces.c.revision)
+    .where(namespaces.c.namespace == sa.bindparam("namespace"))
+    .scalar_subquery()
+    .label("revision"),
+    sa.select(meta.c.value).where(meta.c.key == "paused").scalar_subquery().label("paused"),
+)
+"""Asked by every run: built once."""
+
+
 class LessonTable:
     """Reads and writes lessons. All methods are one transaction each."""
 
@@ -109,12 +119,8 @@ class LessonTable:
 
     def state(self, namespace: Namespace) -> tuple[int, bool]:
         """The namespace's revision (0: it never had a lesson), and whether learning and lessons are paused."""
-        revision = (
-            sa.select(namespaces.c.revision).where(namespaces.c.namespace == to_key(namespace)).scalar_subquery()
-        )
-        paused = sa.select(meta.c.value).where(meta.c.key == "paused").scalar_subquery()
         with self.db.read() as connection:
-            row = connection.execute(sa.select(revision.label("revision"), paused.label("paused"))).one()
+            row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
         return row.revision or 0, row.paused == "1"
 
     def pause(self, value: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ CountTokens = Callable[[str], int]
 
 def estimate_tokens(text: str) -> int:
     """A cautious count without a tokenizer: a token per three ASCII characters, one per other character."""
-    other = sum(1 for character in text if ord(character) > 127)  # noqa: PLR2004 - ASCII
+    other = len(text) - len(text.encode("ascii", "ignore"))
     return (len(text) - other + 2) // 3 + other
 
 
@@ -43,21 +44,30 @@ class Choice:
 
     block: str = ""
     tokens: int = 0
-    considered: tuple[Retrieved, ...] = ()
+    verdicts: tuple[tuple[Lesson, float, str], ...] = ()
+    """Each lesson considered, its similarity, and why it is not shown (empty: it is)."""
+
+    @property
+    def considered(self) -> tuple[Retrieved, ...]:
+        """The verdicts as a user reads them."""
+        return tuple(
+            Retrieved(lesson=lesson, similarity=score, shown=not reason, reason=reason)
+            for lesson, score, reason in self.verdicts
+        )
 
     @property
     def exposures(self) -> tuple[Exposure, ...]:
         """What is kept of it with the episode: every eligible lesson, shown or not."""
-        eligible = [item for item in self.considered if item.shown or item.reason != UNFIT]
+        eligible = [verdict for verdict in self.verdicts if verdict[2] != UNFIT]
         return tuple(
             Exposure(
-                lesson_id=item.lesson.id,
-                version=item.lesson.version,
-                shown=item.shown,
-                similarity=item.similarity,
+                lesson_id=lesson.id,
+                version=lesson.version,
+                shown=not reason,
+                similarity=max(-1.0, min(1.0, score)),
                 position=position,
             )
-            for position, item in enumerate(eligible)
+            for position, (lesson, score, reason) in enumerate(eligible)
         )
 
 
@@ -81,7 +91,7 @@ def choose(
     queue = [(lesson, similarity.get(lesson.id, 0.0)) for lesson in earlier]
     queue += [(lesson, score) for lesson, score in candidates if lesson.id not in before]
     shown: list[Lesson] = []
-    considered: list[Retrieved] = []
+    verdicts: list[tuple[Lesson, float, str]] = []
     added = 0
     for lesson, score in queue:
         reason = ""
@@ -94,9 +104,9 @@ def choose(
         else:
             shown.append(lesson)
             added += lesson.id not in before
-        considered.append(Retrieved(lesson=lesson, similarity=score, shown=not reason, reason=reason))
+        verdicts.append((lesson, score, reason))
     block = block_of(shown)
-    return Choice(block=block, tokens=count(block) if block else 0, considered=tuple(considered))
+    return Choice(block=block, tokens=count(block) if block else 0, verdicts=tuple(verdicts))
 
 
 def block_of(lessons: Sequence[Lesson]) -> str:
@@ -106,6 +116,7 @@ def block_of(lessons: Sequence[Lesson]) -> str:
     return "\n".join([HEAD, *(f"- When {_line(lesson.when)}: {_line(lesson.do)}" for lesson in lessons), TAIL])
 
 
+@lru_cache(maxsize=4_096)
 def _line(text: str) -> str:
     """A lesson's text on one line, unable to close the fence."""
     line = _FENCE.sub(r"‹\1", " ".join(text.split()))

@@ -101,21 +101,22 @@ class Session:
 
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""
-        for fetch, seconds in self.core.finder.fetches(self.plan):
-            try:
-                self._take(fetch().result(seconds))
-            except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.finder.failed(error)
+        try:
+            if (found := self.core.finder.at_once(self.plan)) is not None:
+                self._take(found)
                 return
+            for fetch, seconds in self.core.finder.fetches(self.plan):
+                self._take(fetch().result(seconds))
+        except Exception as error:  # noqa: BLE001 - boundary to the user's run
+            self.core.finder.failed(error)
 
     async def aprepare(self) -> None:
         """Async twin of `prepare`."""
-        for fetch, seconds in self.core.finder.fetches(self.plan):
-            try:
+        try:
+            for fetch, seconds in self.core.finder.fetches(self.plan):
                 self._take(await asyncio.wait_for(awaited(fetch()), seconds))
-            except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.finder.failed(error)
-                return
+        except Exception as error:  # noqa: BLE001 - boundary to the user's run
+            self.core.finder.failed(error)
 
     def finish(self, status: EpisodeStatus, error: BaseException | None = None) -> Future[Any] | None:
         """Queue the record; safe in cancellation and garbage collection. None if there is nothing to wait for."""

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-
 if TYPE_CHECKING:
-    from reflect_middleware.types import Namespace
     from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from reflect_middleware.types import Namespace
 
     Vector = NDArray[np.float32]
 

@@ -9,9 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reflect_middleware.testing.harness import reflection
-
     from reflect_middleware.testing.embeddings import HashingEmbeddings
+    from reflect_middleware.testing.harness import reflection
     from reflect_middleware.testing.models import ScriptedChatModel
     from reflect_middleware.testing.store_contract import StoreContract
 
