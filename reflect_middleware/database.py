@@ -241,7 +241,7 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise LedgerError(
-                f"The ledger at {self.url_shown} cannot be used: {error}. Check that it exists, is writable and is not full;"
+                f"The ledger at {self.url_shown} cannot be used: {getattr(error, 'orig', None) or error}. Check that it exists, is writable and is not full;"
                 " `reflect doctor` tells more."
             ) from error
 

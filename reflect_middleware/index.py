@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from reflect_middleware.errors import StoreLockedError
+from reflect_middleware.errors import EmbedderError, StoreLockedError
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.lanes import Lane
 from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
@@ -51,7 +51,7 @@ class Index:
         self._open_store = None if options.store == "exact" else lambda context: open_store(options.store, context)
         self._failed = failed
         self._context = StoreContext(
-            path=options.path / str(options.store).partition(":")[0],
+            path=options.path / (options.store.partition(":")[0] if isinstance(options.store, str) else "store"),
             vectors=self.vectors,
             options=options.store_options,
         )
@@ -61,6 +61,8 @@ class Index:
         self._marks: dict[Namespace, int] = {}
         self._not_before = 0.0
         self._queued: set[Namespace] = set()
+        self._incomplete: set[Namespace] = set()
+        """Namespaces with active lessons that have no vector yet."""
         self._lock = threading.RLock()
 
     def search(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
@@ -100,6 +102,7 @@ class Index:
             ReflectError: If the embedder, the ledger or the store fails.
         """
         self._embed_missing(namespace)
+        self._incomplete.discard(namespace)
         if self._open_store is None:
             return
         store = self._opened(self._open_store)
@@ -134,19 +137,21 @@ class Index:
             if mark < revision:
                 self._refresh_exact(namespace, mark)
                 self._exact_marks[namespace] = revision
+            if namespace in self._incomplete:
+                # The query has just been embedded, so the embedder works now.
+                self.sync_later(namespace)
         return self._exact.search(namespace, vector, k)
 
     def _refresh_exact(self, namespace: Namespace, mark: int) -> None:
         if mark < 0:
-            self._exact.drop(namespace)
-            self._exact.upsert(namespace, self.vectors(namespace))
+            self._exact.refresh(namespace)
             rows = self.lessons.indexed(namespace, 0, self.embedder.id)
         else:
             rows = self.lessons.indexed(namespace, mark, self.embedder.id)
             self._exact.upsert(namespace, _entries(rows))
             self._exact.delete(namespace, [row.id for row in rows if not row.active])
         if any(row.active and row.vector is None for row in rows):
-            self.sync_later(namespace)
+            self._incomplete.add(namespace)
 
     def _sync_quietly(self, namespace: Namespace) -> None:
         with self._lock:
@@ -155,6 +160,8 @@ class Index:
             self.sync(namespace)
         except StoreLockedError:
             self._not_before = time.monotonic() + RETRY_SECONDS
+        except EmbedderError as error:
+            self._failed("embed", error)
         except Exception as error:  # noqa: BLE001 - reported; searches go on over the ledger's vectors
             self._give_up(error)
 

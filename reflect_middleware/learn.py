@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
-from reflect_middleware.errors import ConfigurationError, EmbedderError, ReflectorError
+from reflect_middleware.errors import ConfigurationError, ReflectError, ReflectorError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
@@ -275,7 +275,7 @@ class Learner:
         try:
             made = self.core.parts.embedder.embed_documents(texts) if texts else []
             return dict(zip(texts, made, strict=True)), self.core.parts.embedder.id
-        except EmbedderError as error:
+        except ReflectError as error:
             self.core.failed("embed", error)
             return {}, ""
 

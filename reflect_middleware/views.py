@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from reflect_middleware.desk import Change
-from reflect_middleware.errors import ConfigurationError, EmbedderError, LessonStateError, LessonTextError
+from reflect_middleware.errors import ConfigurationError, LessonStateError, LessonTextError, ReflectError
 from reflect_middleware.lanes import awaited
 from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, ReflectionRecord, Retrieved, now
 
@@ -191,7 +191,7 @@ class Lessons(View):
     def _vector(self, lesson: Lesson) -> tuple[Vector | None, str]:
         try:
             return self._core.parts.embedder.embed_documents([lesson.text])[0], self._core.parts.embedder.id
-        except EmbedderError as error:  # it is kept, and embedded when an embedder works
+        except ReflectError as error:  # it is kept, and embedded when an embedder works
             self._core.failed("embed", error)
             return None, ""
 

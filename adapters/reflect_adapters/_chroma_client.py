@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import threading
-from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,14 @@ from reflect_adapters._lock import ProcessLock
 from reflect_middleware.errors import ReflectError, StoreError, StoreLockedError
 
 if TYPE_CHECKING:
-    from reflect_middleware.types import Namespace
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
+
     from chromadb.api import ClientAPI
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
+
+    from reflect_middleware.types import Namespace
 
 LOCK_FILE = "reflect.lock"
 HNSW: CreateHNSWConfiguration = {"space": "cosine", "ef_construction": 200, "max_neighbors": 32, "ef_search": 200}
@@ -39,7 +40,7 @@ class Client:
         self.users = 0
         self._guard = ProcessLock(path / LOCK_FILE)
         self._running = True
-        self._collections: OrderedDict[Namespace, Collection] = OrderedDict()
+        self._collections: dict[Namespace, Collection] = {}
         try:
             with _wrapped(f"opening Chroma in {str(path)!r}"):
                 self._api = _open(path)
@@ -66,10 +67,10 @@ class Client:
         found = self._collections.get(namespace)
         if found is None:
             found = self._find(namespace, create=create)
-        if found is not None:
-            self._collections[namespace] = found
-            if len(self._collections) > MAX_COLLECTIONS:
-                self._collections.clear()
+            if found is not None:
+                if len(self._collections) >= MAX_COLLECTIONS:
+                    self._collections.clear()
+                self._collections[namespace] = found
         return found
 
     def _find(self, namespace: Namespace, *, create: bool) -> Collection | None:
@@ -194,7 +195,9 @@ def _stop(api: ClientAPI, path: Path) -> None:
         close()
         return
     cache: Any = importlib.import_module("chromadb.api.client").SharedSystemClient
-    cache._identifier_to_system.pop(str(path)).stop()  # noqa: SLF001 - there is no other way to stop one folder
+    system = cache._identifier_to_system.pop(str(path), None)  # noqa: SLF001 - no other way to stop one folder
+    if system is not None:
+        system.stop()
 
 
 @contextmanager

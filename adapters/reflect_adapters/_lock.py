@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from reflect_middleware.errors import StoreError, StoreLockedError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

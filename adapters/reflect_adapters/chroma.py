@@ -14,10 +14,11 @@ from reflect_middleware.errors import StoreError
 from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext
 
 if TYPE_CHECKING:
-    from reflect_middleware.types import Namespace
-    from pathlib import Path
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
     from reflect_middleware.store import Vector
+    from reflect_middleware.types import Namespace
 
 
 def open_store(context: StoreContext) -> ChromaStore:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from reflect_middleware.exact import ExactStore
 from typing import TYPE_CHECKING
+
+from reflect_middleware.exact import ExactStore
 
 if TYPE_CHECKING:
     from reflect_middleware.store import StoreContext

@@ -11,7 +11,7 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from typer.testing import CliRunner
 
-from reflect_middleware import Reflection, ReflectError
+from reflect_middleware import ReflectError, Reflection
 from reflect_middleware.cli import app
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 
@@ -99,10 +99,11 @@ def test_search_finds_the_nearest(module: str) -> None:
     assert hit["lesson"]["do"] == "name the currency"
 
 
-def test_rollback_to_a_reflection_undoes_it(home: Path) -> None:
+def test_rollback_undoes_what_came_after_a_reflection(module: str) -> None:
+    added = data("lessons", "add", "--when", "writing dates", "--do", "use ISO", "--app", f"{module}:reflection")
     [reflection] = data("reflections")
     [changed] = data("lessons", "rollback", "--to", reflection["id"][:8])
-    assert changed["status"] == "retired"
+    assert (changed["id"], changed["status"]) == (added["id"], "retired")
 
 
 def test_rollback_to_a_time(home: Path) -> None:
@@ -136,7 +137,8 @@ def test_pause_and_resume(home: Path) -> None:
 def test_doctor_prints_every_check_and_fails_when_one_does(module: str) -> None:
     findings = data("doctor", "--app", f"{module}:reflection")
     assert {"check", "ok", "message"} <= set(findings[0])
-    (sys.modules[module]).reflection = Reflection(ledger="sqlite:////nowhere/at/all.db", namespace=("a",))
+    place = f"sqlite:///{sys.modules[module].__file__}/ledger.db"  # below a file, where no folder can be
+    sys.modules[module].reflection = Reflection(ledger=place, namespace=("a",), embeddings="hashing", store="exact")
     assert "PROBLEM" in run("doctor", "--app", f"{module}:reflection", code=1).stdout
 
 
@@ -178,7 +180,7 @@ def test_short_id_must_name_one(module: str) -> None:
         sys.modules.pop(module, None)
         run("lessons", "add", "--when", f"case {number}", "--do", f"act {number}", *target)
     ids = [lesson["id"] for lesson in data("lessons")]
-    [twice, *_] = [id[0] for id in ids if sum(other[0] == id[0] for other in ids) > 1]
+    [twice, *_] = [one[0] for one in ids if sum(other[0] == one[0] for other in ids) > 1]
     assert "more of its characters" in run("lessons", "show", twice, code=1).stderr
 
 

@@ -337,6 +337,14 @@ def test_with_a_person_everything_waits_and_nothing_that_stands_changes():
     assert refusal(made) == "needs a person: lessons.retire('o')"
 
 
+@pytest.mark.parametrize("first", ["edit", "merge"])
+def test_with_a_person_too_a_lesson_is_changed_once_by_an_answer(first: str):
+    handles = ("L1", "L2") if first == "merge" else ("L1",)
+    merge = change("merge", "L1", "L2", when="c", do="d")
+    made = plan(change(first, *handles, when="a", do="b"), merge, lessons=(lesson("l"), lesson("m")), approval="human")
+    assert refusal(made) == "an earlier edit of this answer changes lesson L1"
+
+
 def test_candidates_are_bounded_too():
     waiting = tuple(lesson(str(n), status="candidate") for n in range(3))
     made = plan(add(), lessons=waiting, approval="human", limits=Limits(lessons=3))

@@ -211,11 +211,19 @@ def test_own_instructions_replace_ours_and_keep_the_form():
     assert '{"edits":' in system
 
 
-def test_the_whole_prompt_stays_within_its_budget():
+@pytest.mark.parametrize("budget", range(3_900, 4_000, 17))
+def test_the_whole_prompt_stays_within_its_budget(budget: int):
     long = batch(*(episode(n, trajectory=tuple(step(i, output="word " * 900) for i in range(30))) for n in range(1, 6)))
-    system, text = ModelReflector(Scripted(replies=[]), budget_tokens=4_000).question(long)
-    assert 3_000 < approximate_tokens(system) + approximate_tokens(text) <= 4_000
+    system, text = ModelReflector(Scripted(replies=[]), budget_tokens=budget).question(long)
+    assert 3_000 < approximate_tokens(system) + approximate_tokens(text) <= budget
     assert text.endswith(CLOSING)
+
+
+def test_the_last_line_counts_towards_the_budget():
+    long = batch(episode(1, trajectory=tuple(step(i, output="word " * 50) for i in range(30))))
+    whole = sum(map(approximate_tokens, ModelReflector(Scripted(replies=[]), budget_tokens=10**6).question(long)))
+    cut = sum(map(approximate_tokens, ModelReflector(Scripted(replies=[]), budget_tokens=whole - 1).question(long)))
+    assert cut < whole
 
 
 def test_a_function_can_be_the_reflector():
@@ -291,6 +299,22 @@ def test_to_retire_several_lessons_is_several_edits():
     assert [(edit.op, edit.lessons) for edit in edits] == [("retire", ("L1",)), ("retire", ("L2",))]
 
 
+def test_quotes_may_come_as_a_list():
+    edits, _ = parse_answer(json.dumps([{**ADD, "because": ["one", "two"]}]))
+    assert edits[0].because == "one\ntwo"
+
+
+@pytest.mark.parametrize("entry", [{**ADD, "do": {"what": "this"}}, {**ADD, "when": [1]}, {"op": 3}, {"do": "it"}])
+def test_an_entry_of_the_wrong_shape_is_left_out(entry: Any):
+    edits, problems = parse_answer(json.dumps({"edits": [entry, ADD, "text"]}))
+    assert edits == [Edit(**ADD)]
+    assert ["edit 1" in problems[0], "edit 3" in problems[1]] == [True, True]
+
+
+def test_edits_may_be_wrapped_in_a_list():
+    assert parse_answer(json.dumps([{"edits": [ADD]}])) == ([Edit(**ADD)], [])
+
+
 def test_an_answer_that_breaks_off_loses_its_last_edit_only():
     text = json.dumps({"edits": [ADD, {**ADD, "do": "give the amount in whole cents"}]})[:-20]
     edits, problems = parse_answer(text)
@@ -354,6 +378,28 @@ def test_each_different_error_comes_before_a_repeated_one():
     steps = [step(n, output="", error="same again") for n in range(30)]
     steps[4] = step(4, output="", error="only once")
     assert "only once" in fit_episode("E1", episode(1, trajectory=tuple(steps)), 700)
+
+
+def test_all_different_errors_in_short_come_before_one_at_length():
+    steps = [step(n, output="", error=f"error number {n}: " + "and so on " * 100) for n in range(3)]
+    text = fit_episode("E1", episode(1, trajectory=tuple(steps)), 1_600)
+    assert all(f"error number {n}" in text for n in range(3))
+
+
+def test_the_task_is_not_repeated_by_the_first_step():
+    long = episode(1, trajectory=(step(1, input="task 1", output="x"), *(step(n, output="y" * 300) for n in range(9))))
+    for limit in (600, 50_000):
+        text = fit_episode("E1", long, limit)
+        assert "Step 1:" in text
+        assert text.count("task 1") == 1
+
+
+def test_lessons_are_shown_with_what_is_known_about_them():
+    known = LESSON.model_copy(update={"pinned": True, "needs_review": True, "shown": 4, "shown_reward": 0.5})
+    by_hand = LESSON.model_copy(update={"sources": (), "status": "candidate", "shown": 1})
+    text = render(batch(lessons=(known, by_hand)), 10_000, approximate_tokens)
+    assert "L1 (active, from 1 episodes, shown in 4 with mean reward 0.50, pinned: leave it, look again" in text
+    assert "L2 (candidate, written by hand, shown in 1)" in text
 
 
 def test_a_short_episode_stays_whole_beside_a_long_one():

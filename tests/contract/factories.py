@@ -1,0 +1,12 @@
+"""How the contract suite opens each registered store: one line per store."""
+
+from __future__ import annotations
+
+from reflect_adapters.chroma import ChromaStore
+from reflect_middleware.exact import ExactStore
+
+FACTORIES = {
+    "chroma": lambda path: ChromaStore(path / "chroma"),
+    "exact": lambda path: ExactStore(),
+}
+"""Entry point name -> a function of the test's own folder that opens the store; each call opens the same data."""
