@@ -87,7 +87,8 @@ class Core:
             logger.debug("reflect: %s failed again: %s", where, text)
         else:
             self._warned.add(kind)
-            logger.warning("reflect: %s failed, the run goes on without it: %s", where, text, exc_info=error)
+            logger.warning("reflect: %s failed, the run goes on without it: %s", where, text)
+            logger.debug("reflect: where %s failed", where, exc_info=error)
         self.keeper.writer.submit(lambda: self._count(where, text))
 
     def drain(self, timeout: float | None) -> bool:

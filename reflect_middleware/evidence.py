@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 FRAGMENT = 12
 """Characters that a part of a quote needs to count as evidence on its own."""
 
+WELL = 0.5
+"""The reward from which a run went well enough for the agent's own words to be evidence."""
+
 _ESCAPES = re.compile(r'\\(?:[nrt"/\\])')
 _NOT_WORD = re.compile(r"[\W_]+")
 _QUOTED = re.compile(
@@ -29,16 +32,23 @@ def plain(text: str) -> str:
     return _NOT_WORD.sub(" ", folded).strip()
 
 
-def _step_text(step: Step) -> tuple[str, ...]:
-    return step.input, step.output, step.error
-
-
 def episode_text(episode: Episode) -> str:
-    """Everything of an episode that may be quoted, one text a line: the task, its steps, its rewards, its end."""
+    """Everything of an episode that may be quoted, one text a line: the task, its steps, its rewards, its end.
+
+    What the agent itself said or called in a run that went badly is no evidence of how to do it, and left out.
+    """
+    own = episode.reward is None or episode.reward >= WELL
     rewards = (text for reward in episode.rewards for text in (reward.comment, reward.correction))
-    steps = (text for step in episode.trajectory for text in _step_text(step))
-    parts = (episode.task, *steps, *rewards, episode.output, episode.error, episode.reference)
-    return "\n".join(part for part in parts if part)
+    steps = (text for step in episode.trajectory for text in _step_text(step, own=own))
+    end = (episode.output if own else "", episode.error, episode.reference)
+    return "\n".join(part for part in (episode.task, *steps, *rewards, *end) if part)
+
+
+def _step_text(step: Step, *, own: bool) -> tuple[str, ...]:
+    """What a step says; the world's words are a model's input, a tool's output, errors and resumes."""
+    input_ = step.input if own or step.kind != "tool" else ""
+    output = step.output if own or step.kind != "model" else ""
+    return input_, output, step.error
 
 
 def fragments(because: str) -> list[str]:

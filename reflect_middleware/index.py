@@ -60,6 +60,7 @@ class Index:
         self._store: LessonStore | None = None
         self._marks: dict[Namespace, int] = {}
         self._not_before = 0.0
+        self._searches = 0
         self._queued: set[Namespace] = set()
         self._incomplete: set[Namespace] = set()
         """Namespaces with active lessons that have no vector yet."""
@@ -69,7 +70,9 @@ class Index:
         """The k active lessons nearest to `vector` as of `revision`, best first."""
         store, mark = self._store, self._marks.get(namespace)
         if store is None or mark is None:
-            if self._open_store is not None and time.monotonic() >= self._not_before:
+            self._searches += 1
+            if self._open_store is not None and self._searches > 1 and time.monotonic() >= self._not_before:
+                # Not for the first search: a script of one run need not wait for a store to open and close.
                 self.sync_later(namespace)
             return self._search_exactly(namespace, revision, vector, k)
         try:

@@ -7,11 +7,12 @@ executor would hold up our records. A lane is a queue and one or more daemon thr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -88,10 +89,8 @@ class Lane:
 
 
 def _settle(setter: Callable[[Any], None], value: Any) -> None:
-    try:
+    with contextlib.suppress(InvalidStateError):  # an async waiter was cancelled and took its future with it
         setter(value)
-    except Exception:  # noqa: BLE001, S110 - an async waiter was cancelled and took its future with it
-        pass
 
 
 async def awaited(future: Future[T]) -> T:
@@ -100,4 +99,12 @@ async def awaited(future: Future[T]) -> T:
 
 
 _starting = threading.Lock()
-os.register_at_fork(after_in_child=_starting._at_fork_reinit) if hasattr(os, "register_at_fork") else None  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _renew() -> None:
+    global _starting  # noqa: PLW0603 - a lock that another thread held at the fork is never released in the child
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

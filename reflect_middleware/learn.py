@@ -41,6 +41,8 @@ RELATED = 30
 """Most existing lessons shown to the reflector."""
 SETTLE_SECONDS = 0.25
 """How long a due reflection holds back in the background, so that a reward given right after a run is read with it."""
+ABANDON_SECONDS = 60.0
+"""How often it is checked whether an interrupted episode counts as abandoned."""
 BACK_OFF = (5.0, 600.0)
 """Seconds after a failed reflection before the namespace is tried again: doubled each time, from and to."""
 
@@ -59,6 +61,7 @@ class Learner:
         self._claim: Claim | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._abandon_at = 0.0
         self._model_reflector: ModelReflector | None = None
 
     def poke(self, namespace: Namespace) -> None:
@@ -114,6 +117,7 @@ class Learner:
 
     def _run_due(self, namespace: Namespace) -> None:
         table = self.core.parts.ledger.reflections
+        self._abandon()
         while not self._resting(namespace) and not self.core.parts.ledger.lessons.paused():
             if not self.options.cadence.due(table.ready(namespace)):
                 return
@@ -121,8 +125,15 @@ class Learner:
             if claim is None or self._reflect_on(claim).error:
                 return
 
+    def _abandon(self) -> None:
+        """Now and then: interrupted episodes that nobody resumed are over."""
+        if time.monotonic() >= self._abandon_at:
+            self._abandon_at = time.monotonic() + ABANDON_SECONDS
+            self.core.parts.ledger.episodes.abandon(time.time() - self.options.resume_within)
+
     def _reflect_on_all(self, namespace: Namespace) -> ReflectionReport:
         reports: list[ReflectionReport] = []
+        self._abandon()
         while (claim := self._claimed(namespace, at_least=1, whatever=True)) is not None:
             reports.append(self._reflect_on(claim))
             if reports[-1].error:

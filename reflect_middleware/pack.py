@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reflect_middleware.prompts import CUT_STEPS, CUT_TEXT, NO_REWARD
+from reflect_middleware.prompts import CUT_STEPS, CUT_TEXT, LESSONS_SO_FAR, NO_LESSONS, NO_REWARD, REFUSED_BEFORE
+from reflect_middleware.rollout import Beat, beats, last_words
 
 if TYPE_CHECKING:
     from reflect_middleware.batch import Batch
-    from reflect_middleware.types import EditOutcome, Episode, Lesson, Reward, Step
+    from reflect_middleware.types import EditOutcome, Episode, Lesson, Reward
 
 Count = Callable[[str], int]
 """Text to its number of tokens."""
@@ -28,7 +30,7 @@ REJECTED = 10
 ROOMY = 800
 """Characters an episode must have before refused edits are repeated at all."""
 
-_FENCE = re.compile(r"<(?=/?\s*(?:episode|lessons)\b)", re.IGNORECASE)
+_FENCE = re.compile(r"<(?=/?\s*episode\b)", re.IGNORECASE)
 
 
 def approximate_tokens(text: str) -> int:
@@ -51,61 +53,56 @@ def shorten(text: str, limit: int) -> str:
 def _line(label: str, text: str, limit: int) -> list[str]:
     """`label: text`, safe to stand inside our tags; nothing for an empty text."""
     body = _FENCE.sub("\u2039", text.strip())
-    return [f"{label}: {shorten(body, limit)}"] if body and limit > 0 else []
+    mark = " " if label.startswith("call ") else ": "
+    return [f"{label}{mark}{shorten(body, limit)}"] if body and limit > 0 else []
 
 
 def _reward_lines(reward: Reward, limit: int) -> list[str]:
-    head = f"Reward {reward.value:.2f} from {reward.source} ({reward.key})"
-    comment = _line(head, reward.comment, limit) or [head]
-    return comment + _line("  Correction", reward.correction, limit)
+    by = "" if reward.source == "outcome" else f" by {reward.source}"
+    of = "" if reward.key == "reward" else f" for {reward.key}"
+    comment = _line("", reward.comment, limit)
+    said = f" ({comment[0][2:]})" if comment else ""
+    return [f"reward{by}{of}: {reward.value:.3g}{said}", *_line("correction", reward.correction, limit)]
 
 
 def _head(handle: str, episode: Episode, clip: int) -> list[str]:
-    """What is never left out: the name, the rewards, the task, and how it ended."""
+    return [f'<episode id="{handle}">', *_line("task", episode.task, clip * VITAL)]
+
+
+def _tail(episode: Episode, clip: int) -> list[str]:
+    """How it ended and what it was worth: never left out."""
     vital = clip * VITAL
+    ended = "" if episode.status == "completed" else f"{episode.status} {episode.error}"
     rewards = [line for reward in episode.rewards for line in _reward_lines(reward, vital)]
     return [
-        f'<episode name="{handle}">',
-        *_line("Task", episode.task, vital),
-        *(rewards or [f"Reward: {NO_REWARD}"]),
-        *_line("Right answer", episode.reference, vital),
-        *_line("Ended", " ".join(filter(None, (episode.status, episode.error))), vital),
+        *_line("ended", ended, vital),
+        *_line("right answer", episode.reference, vital),
+        *(rewards or [f"reward: {NO_REWARD}"]),
+        "</episode>",
     ]
 
 
-def _step(number: int, step: Step, seen: set[str], clip: int) -> str:
-    """One step; what an earlier step already showed is not said again."""
-    given = "" if step.input.strip() in seen else step.input
-    seen.update((step.input.strip(), step.output.strip()))
-    lines = [
-        f"Step {number}: {step.kind} {step.name}".rstrip(),
-        *_line("  in", given, clip),
-        *_line("  out", step.output, clip),
-        *_line("  ERROR", step.error, clip * VITAL),
+def _texts(told: Sequence[Beat], clip: int) -> list[str]:
+    """Each beat as text."""
+    return [
+        "\n".join(
+            line
+            for label, text in beat.lines
+            for line in _line(label, text, clip * VITAL if label == "error" else clip)
+        )
+        for beat in told
     ]
-    return "\n".join(lines)
 
 
-def _steps(episode: Episode, clip: int) -> list[str]:
-    seen = {episode.task.strip()}
-    return [_step(number, step, seen, clip) for number, step in enumerate(episode.trajectory, 1)]
+def _order(told: Sequence[Beat]) -> tuple[list[int], int]:
+    """Indexes of the beats, those to keep longest first, and how many of them say what no other does.
 
-
-def _lone_steps(episode: Episode, clip: int) -> list[str]:
-    """The steps for a text in which any of them may be missing: each tells all of itself."""
-    task = episode.task.strip()
-    return [_step(number, step, {task}, clip) for number, step in enumerate(episode.trajectory, 1)]
-
-
-def _order(trajectory: Sequence[Step]) -> tuple[list[int], int]:
-    """Indexes of the steps, those to keep longest first, and how many of them say what no other does.
-
-    These are the last step, the first, and the last one with each different error; then come the other errors, then
-    the rest from both ends inward.
+    These are the last, the first, and the last one with each different error; then come the other errors, then the
+    rest from both ends inward.
     """
-    last = len(trajectory) - 1
-    errors = [i for i in range(last, -1, -1) if trajectory[i].error]
-    different = {trajectory[i].error: i for i in reversed(errors)}.values()
+    last = len(told) - 1
+    errors = [i for i in range(last, -1, -1) if told[i].error]
+    different = {told[i].error: i for i in reversed(errors)}.values()
     inward = [i for pair in zip(range(last, -1, -1), range(last + 1), strict=True) for i in pair]
     vital = dict.fromkeys([*inward[:2], *sorted(different, reverse=True)])
     return list(vital | dict.fromkeys([*errors, *inward])), len(vital)
@@ -134,39 +131,54 @@ def _choose(texts: Sequence[str], order: Sequence[int], room: int) -> list[int]:
     return kept
 
 
-def _join(head: Sequence[str], steps: Sequence[str], episode: Episode, clip: int) -> str:
-    shown = any(episode.output.strip() == step.output.strip() for step in episode.trajectory)
-    output = [] if shown else _line("Output", episode.output, clip)
-    return "\n".join([*head, *steps, *output, "</episode>"])
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """An episode ready to be written at any length."""
 
+    handle: str
+    episode: Episode
+    told: list[Beat]
+    output: str
 
-def smallest(handle: str, episode: Episode) -> str:
-    """The minimal form: everything that is never left out, each text at its shortest, no step."""
-    clip = FEW_CLIPS[-1] // VITAL
-    return _join(_head(handle, episode, clip), _with_gaps([""] * len(episode.trajectory), ()), episode, 0)
+    @staticmethod
+    def of(handle: str, episode: Episode) -> _Rollout:
+        return _Rollout(handle, episode, beats(episode), last_words(episode))
+
+    def join(self, steps: Sequence[str], clip: int) -> str:
+        head, tail = _head(self.handle, self.episode, clip), _tail(self.episode, clip)
+        return "\n".join([*head, *steps, *_line("output", self.output, clip), *tail])
+
+    def smallest(self) -> str:
+        """Everything that is never left out, each text at its shortest, no step."""
+        clip = FEW_CLIPS[-1] // VITAL
+        gaps = _with_gaps([""] * len(self.told), ())
+        return "\n".join([*_head(self.handle, self.episode, clip), *gaps, *_tail(self.episode, clip)])
+
+    def fit(self, limit: int) -> str:
+        """The fullest form in at most `limit` characters; the smallest one where none is that short."""
+        for clip in (max(limit, 1), *(clip for clip in CLIPS if clip < limit)):
+            text = self.join(_texts(self.told, clip), clip)
+            if len(text) <= limit:
+                return text
+        order, vital = _order(self.told)
+        for clip in FEW_CLIPS:
+            texts = _texts(self.told, clip)
+            kept = _choose(texts, order, limit - len(self.join([], clip)) - GAP)
+            text = self.join(_with_gaps(texts, kept), clip)
+            if len(text) <= limit and (set(order[:vital]) <= set(kept) or clip == FEW_CLIPS[-1]):
+                return text
+        return self.smallest()
 
 
 def fit_episode(handle: str, episode: Episode, limit: int) -> str:
-    """The fullest form of an episode in at most `limit` characters; the minimal form where none is that short."""
-    for clip in (max(limit, 1), *(clip for clip in CLIPS if clip < limit)):
-        text = _join(_head(handle, episode, clip), _steps(episode, clip), episode, clip)
-        if len(text) <= limit:
-            return text
-    order, vital = _order(episode.trajectory)
-    for clip in FEW_CLIPS:
-        head, texts = _head(handle, episode, clip), _lone_steps(episode, clip)
-        room = limit - len(_join(head, [], episode, clip)) - GAP
-        kept = _choose(texts, order, room)
-        text = _join(head, _with_gaps(texts, kept), episode, clip)
-        if len(text) <= limit and (set(order[:vital]) <= set(kept) or clip == FEW_CLIPS[-1]):
-            return text
-    return smallest(handle, episode)
+    """The fullest form of an episode in at most `limit` characters; the smallest one where none is that short."""
+    return _Rollout.of(handle, episode).fit(limit)
 
 
-def _evidence(lesson: Lesson) -> str:
-    marks = [lesson.status, f"from {len(lesson.sources)} episodes" if lesson.sources else "written by hand"]
+def _standing(lesson: Lesson) -> str:
+    marks = [lesson.status, f"{len(lesson.sources)} episodes" if lesson.sources else "written by hand"]
     if lesson.shown:
-        earned = "" if lesson.shown_reward is None else f" with mean reward {lesson.shown_reward:.2f}"
+        earned = "" if lesson.shown_reward is None else f" with mean reward {lesson.shown_reward:.3g}"
         marks.append(f"shown in {lesson.shown}{earned}")
     marks += ["pinned: leave it"] if lesson.pinned else []
     marks += ["look again: a reward came after it was learned"] if lesson.needs_review else []
@@ -175,8 +187,8 @@ def _evidence(lesson: Lesson) -> str:
 
 def _lesson(handle: str, lesson: Lesson, limit: int) -> str:
     half = max(limit // 2, 1)
-    lines = [f"{handle} ({_evidence(lesson)})", *_line("  when", lesson.when, half), *_line("  do", lesson.do, half)]
-    return "\n".join([*lines, *_line("  because", lesson.because, limit // 3)])
+    said = f"{handle}: When {shorten(lesson.when, half)}: {shorten(lesson.do, half)}"
+    return "\n".join([said, f"  {_standing(lesson)}", *_line("  because", lesson.because, limit // 3)])
 
 
 def _refusal(outcome: EditOutcome, limit: int) -> str:
@@ -185,27 +197,35 @@ def _refusal(outcome: EditOutcome, limit: int) -> str:
     return "\n".join(_line("-", f"{said} ({outcome.reason})", limit))
 
 
-def _page(batch: Batch, limit: int) -> str:
-    """The whole text with at most about `limit` characters for each episode and a part of that for each lesson."""
-    lessons = [_lesson(handle, lesson, max(limit // 4, 60)) for handle, lesson in batch.lesson_handles.items()]
-    refused = [_refusal(outcome, limit // 8) for outcome in batch.rejected[-REJECTED:]] if limit >= ROOMY else []
-    episodes = [fit_episode(handle, episode, limit) for handle, episode in batch.episode_handles.items()]
-    blocks = [
-        "\n".join(["<lessons>", *lessons, "</lessons>"]) if lessons else "There are no lessons yet.",
-        "\n".join(["Refused earlier, do not propose again:", *refused]) if refused else "",
-        *episodes,
-    ]
-    return "\n\n".join(filter(None, blocks))
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """All that is to be written, with everything done that does not depend on the room there is."""
 
+    batch: Batch
+    rollouts: list[_Rollout]
 
-def _roll(batch: Batch, limit: int) -> str:
-    """The last resort: every episode and its reward values by name, and what `limit` characters of each hold."""
-    lines = []
-    for handle, episode in batch.episode_handles.items():
-        values = ", ".join(f"{reward.value:.2f} from {reward.source}" for reward in episode.rewards) or NO_REWARD
-        rest = f" {shorten(' '.join(smallest(handle, episode).split()[2:]), limit)}" if limit else ""
-        lines.append(f"{handle} reward {values}{rest}")
-    return "\n".join([*lines, *(f"{h} {shorten(lesson.text, limit)}" for h, lesson in batch.lesson_handles.items())])
+    def text(self, limit: int) -> str:
+        """The whole with at most about `limit` characters for each episode and a part of that for each lesson."""
+        standing = self.batch.lesson_handles.items()
+        lessons = [_lesson(handle, lesson, max(limit // 4, 60)) for handle, lesson in standing]
+        refusals = self.batch.rejected[:REJECTED] if limit >= ROOMY else ()
+        refused = [_refusal(outcome, limit // 8) for outcome in refusals]
+        blocks = [
+            "\n".join([LESSONS_SO_FAR, *lessons]) if lessons else NO_LESSONS,
+            "\n".join([REFUSED_BEFORE, *refused]) if refused else "",
+            *(rollout.fit(limit) for rollout in self.rollouts),
+        ]
+        return "\n\n".join(filter(None, blocks))
+
+    def roll(self, limit: int) -> str:
+        """The last resort: every episode and its rewards by name, and what `limit` characters of each still say."""
+        lines = []
+        for rollout in self.rollouts:
+            values = [f"{reward.value:.3g} by {reward.source}" for reward in rollout.episode.rewards]
+            rest = shorten(" ".join(rollout.smallest().split()[2:]), limit)
+            lines.append(f"{rollout.handle} reward: {', '.join(values) or NO_REWARD} {rest}".rstrip())
+        standing = self.batch.lesson_handles.items()
+        return "\n".join([*lines, *(f"{handle}: {shorten(lesson.text, limit)}" for handle, lesson in standing)])
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
@@ -229,9 +249,10 @@ def render(batch: Batch, budget_tokens: int, count_tokens: Count) -> str:
     first and last steps outlive the rest, and each cut is named. Where even the shortest forms do not fit, they
     are truncated: every episode and its rewards are still named, even if that takes more than the budget.
     """
+    page = _Page(batch, [_Rollout.of(handle, episode) for handle, episode in batch.episode_handles.items()])
     full = max([2_400, *map(_size, batch.episodes)])
-    if count_tokens(text := _page(batch, full)) <= budget_tokens:
+    if count_tokens(text := page.text(full)) <= budget_tokens:
         return text
-    if count_tokens(_page(batch, 0)) <= budget_tokens:
-        return _page(batch, _largest(0, full, lambda limit: count_tokens(_page(batch, limit)) <= budget_tokens))
-    return _roll(batch, _largest(0, full, lambda limit: count_tokens(_roll(batch, limit)) <= budget_tokens))
+    if count_tokens(page.text(0)) <= budget_tokens:
+        return page.text(_largest(0, full, lambda limit: count_tokens(page.text(limit)) <= budget_tokens))
+    return page.roll(_largest(0, full, lambda limit: count_tokens(page.roll(limit)) <= budget_tokens))

@@ -11,7 +11,7 @@ from reflect_middleware.answer import parse_answer
 from reflect_middleware.batch import Batch
 from reflect_middleware.errors import ReflectorError
 from reflect_middleware.pack import Count, approximate_tokens, render
-from reflect_middleware.prompts import CLOSING, INSTRUCTIONS, RETRY, answer_schema, form
+from reflect_middleware.prompts import EXAMPLE, EXAMPLE_ANSWER, INSTRUCTIONS, RETRY, answer_schema, system_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,10 +90,10 @@ class ModelReflector:
         return cast("BaseChatModel", given if hasattr(given, "invoke") else given())
 
     def question(self, batch: Batch) -> tuple[str, str]:
-        """The system and the user text of the prompt for this batch."""
-        system = f"{self._instructions}\n\n{form(lessons=bool(batch.lessons))}"
-        room = self._budget - self._count(system) - self._count(CLOSING) - 16
-        return system, f"{render(batch, room, self._count)}\n\n{CLOSING}"
+        """The system and the user text of the prompt for this batch; a worked example stands between them."""
+        system = system_text(self._instructions, lessons=bool(batch.lessons))
+        fixed = self._count(system) + self._count(EXAMPLE) + self._count(EXAMPLE_ANSWER)
+        return system, render(batch, self._budget - fixed, self._count)
 
     def __call__(self, batch: Batch, /) -> Answer:
         """Ask once, and once more with the reason where the answer cannot be used.
@@ -104,9 +104,10 @@ class ModelReflector:
         from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
         system, text = self.question(batch)
-        messages: list[BaseMessage] = [SystemMessage(system), HumanMessage(text)]
+        example = [HumanMessage(EXAMPLE), AIMessage(EXAMPLE_ANSWER)]
+        messages: list[BaseMessage] = [SystemMessage(system), *example, HumanMessage(text)]
         schema = answer_schema(batch.episode_handles, batch.lesson_handles)
-        first = self._ask(messages, schema, Answer(prompt=f"{system}\n\n{text}"))
+        first = self._ask(messages, schema, Answer(prompt=f"{system}\n\n{EXAMPLE}\n\n{EXAMPLE_ANSWER}\n\n{text}"))
         if first.edits or not first.note:
             return first
         again = RETRY.format(problems=first.note)

@@ -105,6 +105,11 @@ def choose(
             shown.append(lesson)
             added += lesson.id not in before
         verdicts.append((lesson, score, reason))
+    # New ones by age, not by similarity: runs that get the same lessons then get the same prompt, which is cached.
+    order = [lesson.id for lesson in earlier]
+    order += [lesson.id for lesson in sorted(shown, key=lambda x: (x.created_at, x.id)) if lesson.id not in before]
+    shown.sort(key=lambda lesson: order.index(lesson.id))
+    verdicts.sort(key=lambda verdict: order.index(verdict[0].id) if not verdict[2] else len(order))
     block = block_of(shown)
     return Choice(block=block, tokens=count(block) if block else 0, verdicts=tuple(verdicts))
 

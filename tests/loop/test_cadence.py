@@ -35,10 +35,9 @@ async def test_kth_episode_triggers_one_reflection_over_all(make: Any, run: Any)
 
     assert len(reflector.calls) == 1
     prompt = "\n".join(str(message.content) for message in reflector.calls[0])
-    for number, reward in enumerate(("0.00", "0.25", "1.00")):
+    for number, reward in enumerate(("0", "0.25", "1")):
         assert f"Refund order {number}" in prompt
-        assert f"Reward {reward}" in prompt
-        assert f"case {number}" in prompt
+        assert f"reward for outcome: {reward} ({RULE}, case {number})" in prompt
     (record,) = reflection.reflections.list()
     assert len(record.episodes) == 3
     assert record.status == "done"

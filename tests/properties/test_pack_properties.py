@@ -67,12 +67,13 @@ def test_rendering_stays_within_its_budget_and_names_every_episode_and_reward(ba
     floor = FLOOR * (len(batch.episodes) + len(batch.lessons))
     assert count(text) <= max(budget, floor)
     for handle in batch.episode_handles:
-        assert f'name="{handle}"' in text or f"\n{handle} reward " in f"\n{text}"
-    values = sorted(f"{reward.value:.2f} from {reward.source}" for e in batch.episodes for reward in e.rewards)
+        assert f'id="{handle}"' in text or f"\n{handle} reward: " in f"\n{text}"
+    values = sorted(f"{reward.value:.3g}" for e in batch.episodes for reward in e.rewards)
     assert all(text.count(value) >= values.count(value) for value in values)
+    assert text.count("reward") >= len(values)
     assert text.count(NO_REWARD) >= sum(not episode.rewards for episode in batch.episodes)
     for handle in batch.lesson_handles:
-        assert f"\n{handle} " in f"\n{text}"
+        assert f"\n{handle}: " in f"\n{text}"
 
 
 @settings(max_examples=40, deadline=None)

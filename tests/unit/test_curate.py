@@ -448,6 +448,25 @@ def test_a_quote_is_word_for_word_and_tolerant_of_form_only(because: str, *, yes
     assert quoted(because, EPISODES[0]) is yes
 
 
+@pytest.mark.parametrize(("reward", "yes"), [((), True), ((0.4,), False), ((0.5,), True)])
+def test_what_the_agent_said_is_evidence_only_where_it_went_well(reward: tuple[float, ...], *, yes: bool):
+    steps = (
+        Step(kind="model", input="human: the words of the user", output="the words of the agent"),
+        Step(
+            kind="tool",
+            input="the arguments of the call",
+            output="the words of the tool",
+            error="the words of the error",
+        ),
+    )
+    rewards = tuple(Reward(value=value) for value in reward)
+    told = EPISODES[1].model_copy(update={"trajectory": steps, "rewards": rewards, "output": "the end of the run"})
+    for own in ("the words of the agent", "the arguments of the call", "the end of the run"):
+        assert quoted(own, told) is yes
+    for other in ("the words of the user", "the words of the tool", "the words of the error", "File the hotel"):
+        assert quoted(other, told)
+
+
 def test_a_quote_is_found_in_json_with_escapes():
     said = Step(kind="tool", output='{"error": "line one\\nneeds a \\"manager\\" now"}')
     assert quoted('line one\nneeds a "manager" now', EPISODES[1].model_copy(update={"trajectory": (said,)}))
@@ -455,6 +474,6 @@ def test_a_quote_is_found_in_json_with_escapes():
 
 def test_all_that_an_episode_says_can_be_quoted():
     text = episode_text(EPISODES[0])
-    for part in ("File the taxi ride", '{"amount": 12.5}', SAID, "The date form was wrong", "20260305"):
+    for part in ("File the taxi ride", SAID, "The date form was wrong", "20260305"):
         assert part in text
     assert "ValueError: no account" in episode_text(EPISODES[1])

@@ -1,0 +1,105 @@
+"""A trajectory without its echoes: calls, results, errors and words, each said once. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reflect_middleware.evidence import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reflect_middleware.types import Episode, Step
+
+_ROLE = re.compile(r"^(human|ai|tool|system|function): ", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """One thing that happened, as labelled lines."""
+
+    lines: tuple[tuple[str, str], ...]
+    """(label, text)."""
+    error: str = ""
+    """The step's error, else empty."""
+
+
+def beats(episode: Episode) -> list[Beat]:
+    """What happened, in order.
+
+    Models are handed again what was said before, and say a call that the tool then receives: both are left out, and a
+    step of which nothing is left is no beat.
+    """
+    calls = {plain(text) for step in episode.trajectory if step.kind == "tool" for text in _forms_of_call(step)}
+    seen = {plain(episode.task)}
+    told = [_beat(step, episode.task, calls, seen) for step in episode.trajectory]
+    return [beat for beat in told if beat.lines]
+
+
+def last_words(episode: Episode) -> str:
+    """The output as far as the trajectory does not show it already."""
+    shown = {plain(_bare(step.output)) for step in episode.trajectory}
+    rest = _without_messages(episode.output, shown)
+    return "" if plain(_bare(rest)) in shown else rest
+
+
+def _forms_of_call(step: Step) -> Iterable[str]:
+    return (f"{step.name}({step.input})", step.input) if step.input else ()
+
+
+def _beat(step: Step, task: str, calls: set[str], seen: set[str]) -> Beat:
+    if step.kind == "tool":
+        lines = [(f"call {step.name}", step.input or "(no arguments)"), ("result", step.output)]
+    elif step.kind == "model":
+        lines = [*_news(step.input, task, seen), ("says", _without_calls(_bare(step.output), calls))]
+    else:
+        lines = [(step.kind, step.input or step.output)]
+    seen.update((plain(_bare(step.output)), plain(step.error)))
+    said = [line for line in lines if line[1].strip()]
+    if not step.error:
+        return Beat(lines=tuple(said))
+    new = [line for line in said if plain(line[1]) != plain(step.error)]
+    return Beat(lines=(*new, ("error", step.error)), error=step.error)
+
+
+def _news(given: str, task: str, seen: set[str]) -> list[tuple[str, str]]:
+    """The messages of a model's input that are neither the task nor an earlier step's output."""
+    parts = _ROLE.split(given)
+    messages = [("given", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+    fresh = [(role, body.strip()) for role, body in messages if plain(body) not in seen and body.strip() not in task]
+    seen.update(plain(body) for _, body in fresh)
+    return [(role, body) for role, body in fresh if body]
+
+
+def _bare(text: str) -> str:
+    """The text without the name of who said it."""
+    return _ROLE.sub("", text, count=1).strip()
+
+
+def _without_calls(text: str, calls: set[str]) -> str:
+    if plain(text) in calls:
+        return ""
+    return "\n".join(line for line in text.splitlines() if plain(line) not in calls or not plain(line))
+
+
+def _without_messages(output: str, shown: set[str]) -> str:
+    """The output without its messages where the trajectory shows the last of them."""
+    state = _object(output)
+    messages = state.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return output
+    if plain(str(messages[-1].get("content", ""))) not in shown:
+        return output
+    rest = {key: value for key, value in state.items() if key != "messages"}
+    return json.dumps(rest, ensure_ascii=False) if rest else ""
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
