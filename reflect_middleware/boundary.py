@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import wraps
 from threading import Lock
 from types import FrameType
@@ -38,6 +38,13 @@ def no_lessons() -> Iterator[None]:
         yield
     finally:
         _muted.reset(token)
+
+
+def leave(token: Token[Session | None] | None) -> None:
+    """End the block that `active.set` began."""
+    if token is not None:
+        with contextlib.suppress(ValueError):  # a run that the garbage collector ends, in another context
+            active.reset(token)
 
 
 def muted() -> bool:
@@ -113,7 +120,9 @@ def text_of(content: str | list[Any]) -> str:
 
 def _inject(value: PromptValue, session: Session) -> PromptValue:
     try:
-        if not _entered_from_call(sys._getframe(2)) or not session.wants_lessons():  # noqa: SLF001
+        if not _entered_from_call(sys._getframe(2)):  # noqa: SLF001 - see there
+            return value
+        if session_here() is not session or not session.wants_lessons():
             return value
         return ChatPromptValue(messages=merge(value.to_messages(), session.block))
     except Exception as error:  # noqa: BLE001 - boundary to the user's run

@@ -13,7 +13,7 @@ from typing import Any
 
 from langgraph.types import Command
 
-from reflect_middleware.boundary import active
+from reflect_middleware.boundary import session_here
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
@@ -134,7 +134,7 @@ class Core:
         if namespace is None:
             self._warn_once(f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
-        outer = active.get()
+        outer = session_here()
         return Plan(
             spec=spec,
             namespace=namespace,
@@ -155,7 +155,7 @@ class Core:
 
     def _task(self, spec: Spec, graph_input: Any) -> str:
         if isinstance(graph_input, Command):
-            return ""
+            return "" if graph_input.update is None else task_text(graph_input.update)
         if (custom := spec.task or self.options.task) is not None:
             try:
                 return str(custom(graph_input))

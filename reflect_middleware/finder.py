@@ -74,7 +74,7 @@ class Finder:
             resumed = ledger.episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
         revision, paused = ledger.lessons.state(plan.namespace)
         choice = Choice()
-        if plan.use_lessons and revision and not paused and not (plan.resume is not None and resumed is None):
+        if plan.use_lessons and revision and not paused and (resumed or plan.task or plan.resume is None):
             choice = self._choose(plan, resumed.task if resumed else plan.task, revision)
         self._failures = 0
         return choice, resumed.id if resumed else ""

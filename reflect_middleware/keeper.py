@@ -34,11 +34,13 @@ class Keeper:
         self.judge = Lane("rewards")
         self.timeout: float | None = None if core.options.run == "inline" else 2.0
         """Seconds a run waits at most for its commit; None (`run="inline"`): for all that follows from it, too."""
+        self.overdue: Future[Any] | None = None
+        """A commit that a run has stopped waiting for; until it is done no other run waits."""
         self.renew()
 
     def renew(self) -> None:
         """Start afresh, in a new process."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection inside the lock may end an abandoned run
         self._unsaved: deque[Record] = deque(maxlen=UNSAVED)
         self._results: OrderedDict[int, tuple[Any, str]] = OrderedDict()
 

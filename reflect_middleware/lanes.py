@@ -26,28 +26,29 @@ class Lane:
     def __init__(self, name: str, threads: int = 1) -> None:
         self.name = name
         self.threads = threads
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
         self._pid = 0
-        self._pending = 0
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Queue a job; never blocks, safe in garbage collection and cancellation."""
+        """Queue a job; never blocks. It takes no lock, so that a garbage collection may end a run at any point."""
         future: Future[T] = Future()
         if self._pid != os.getpid():
             self._start()
-        with self._lock:
-            self._pending += 1
         self._queue.put((job, future))
         return future
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        """Wait until every job submitted so far has run; False if `timeout` seconds passed first."""
+        """Wait until every job submitted so far has run; False if `timeout` seconds passed first.
+
+        For lanes of one thread: a job of no content, put behind the others, says that they are done.
+        """
         if self._pid != os.getpid():
             return True
-        with self._idle:
-            return self._idle.wait_for(lambda: self._pending == 0, timeout)
+        try:
+            self.submit(lambda: None).result(timeout)
+        except TimeoutError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Let the threads end once they have run what is queued."""
@@ -57,19 +58,17 @@ class Lane:
                 self._queue.put(None)
 
     def _start(self) -> None:
-        # A lock held by another thread at fork time stays locked in the child: new ones for each process.
         pid = os.getpid()
-        lock = threading.Lock()
         with _starting:
             if self._pid == pid:
                 return
-            self._lock, self._idle = lock, threading.Condition(lock)
-            self._pending, self._queue = 0, SimpleQueue()
+            queue: SimpleQueue[Job | None] = SimpleQueue()
             for number in range(self.threads):
                 threading.Thread(
-                    target=self._run, args=(self._queue,), name=f"reflect-{self.name}-{number}", daemon=True
+                    target=self._run, args=(queue,), name=f"reflect-{self.name}-{number}", daemon=True
                 ).start()
-            self._pid = pid
+            if self._pid != pid:  # else a garbage collection has come in between and started it
+                self._queue, self._pid = queue, pid
 
     def _run(self, queue: SimpleQueue[Job | None]) -> None:
         while (item := queue.get()) is not None:
@@ -82,10 +81,6 @@ class Lane:
             else:
                 _settle(future.set_result, result)
             del item, job, future
-            with self._idle:
-                self._pending -= 1
-                if self._pending == 0:
-                    self._idle.notify_all()
 
 
 def _settle(setter: Callable[[Any], None], value: Any) -> None:
@@ -95,15 +90,24 @@ def _settle(setter: Callable[[Any], None], value: Any) -> None:
 
 async def awaited(future: Future[T]) -> T:
     """Wait for a lane's future on an event loop. Cancelling the waiter leaves the job running."""
-    return await asyncio.shield(asyncio.wrap_future(future))
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+
+    def tell(_: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the waiter was cancelled, and its loop is closed by now
+            loop.call_soon_threadsafe(lambda: over.done() or over.set_result(None))
+
+    future.add_done_callback(tell)
+    await over
+    return future.result()
 
 
-_starting = threading.Lock()
+_starting = threading.RLock()
 
 
 def _renew() -> None:
     global _starting  # noqa: PLW0603 - a lock that another thread held at the fork is never released in the child
-    _starting = threading.Lock()
+    _starting = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 def reflect_node(core: Core, spec: Spec) -> RunnableLambda[Any, dict[str, Any]]:
     """A node that starts what is due in the run's namespace; with `run="inline"` it waits for it."""
 
-    def reflect(state: Any, config: RunnableConfig) -> dict[str, Any]:
+    def reflect(state: Any, config: RunnableConfig) -> Any:
         if (due := _due(core, spec, config)) is not None:
             due.result()
-        return {}
+        return None  # no update, whatever the state's form
 
-    async def areflect(state: Any, config: RunnableConfig) -> dict[str, Any]:
+    async def areflect(state: Any, config: RunnableConfig) -> Any:
         if (due := _due(core, spec, config)) is not None:
             await awaited(due)
-        return {}
+        return None  # no update, whatever the state's form
 
     return RunnableLambda(reflect, areflect, name="reflect")
 
 
 def _due(core: Core, spec: Spec, config: RunnableConfig) -> Any:
     """Start what is due; gives back what to wait for, if anything."""
-    namespace, _ = spec.rule.resolve(dict(config), None, spec.agent)
-    if namespace is None or core.closed or off():
+    if core.closed or off():
+        return None
+    try:
+        namespace, _ = spec.rule.resolve(dict(config), None, spec.agent)
+    except Exception as error:  # noqa: BLE001 - the user's callable, in the user's run
+        core.failed("node", error)
+        return None
+    if namespace is None:
         return None
     if core.options.run == "inline":
         return core.keeper.judge.submit(lambda: core.safely("reflect", lambda: core.parts.learner.run_due_and_wait(namespace)))

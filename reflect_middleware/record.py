@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +11,9 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 
-from reflect_middleware.render import STEP_CHARS, as_json, clip, message_line, messages_in
+from reflect_middleware.render import STEP_CHARS, as_json, message_line, messages_in, shortened
 from reflect_middleware.types import Step, StepKind
 
 try:
@@ -32,6 +33,8 @@ class Run:
     kind: str
     """`graph` for the wrapped graph itself, `node`, `chain` or `tool`."""
     node: str = ""
+    given: Any = None
+    """What a node was given."""
 
 
 @dataclass(slots=True)
@@ -64,12 +67,17 @@ class Recorder(_Handler):
     parent_run_id: UUID | None = None
     output: Any = None
     interrupted: bool = False
+    """The graph has said that it pauses."""
+    paused: bool = False
+    """A node of the graph itself has asked for an interrupt; that the graph pauses may come later, or be missed."""
     runs: dict[UUID, Run] = field(default_factory=dict)
     steps: dict[Any, Noted] = field(default_factory=dict)
     """By run id, in the order in which they started."""
     message_ids: list[str] = field(default_factory=list)
     """Ids of the messages that this run made."""
     tool_calls: set[str] = field(default_factory=set)
+    asked: set[Any] = field(default_factory=set)
+    """Ids of the interrupts that are noted."""
 
     def __hash__(self) -> int:
         return id(self)
@@ -95,7 +103,7 @@ class Recorder(_Handler):
             return
         is_node = any(tag.startswith("graph:step:") for tag in tags or ())
         node = str((metadata or {}).get("langgraph_node", "")) if is_node else ""
-        self.runs[run_id] = Run(parent_run_id, "node" if is_node else "chain", node)
+        self.runs[run_id] = Run(parent_run_id, "node" if is_node else "chain", node, inputs if is_node else None)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A graph, a node or any other runnable ends."""
@@ -103,16 +111,19 @@ class Recorder(_Handler):
         if run_id == self.root_id:
             self.output = outputs
         elif run is not None and run.kind == "node":
-            self._made(messages_in(outputs), run.node)
+            self._made(messages_in(outputs), run)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A graph, a node or any other runnable fails, or pauses for an interrupt."""
         run = self.runs.pop(run_id, None)
-        if run is not None and run.kind == "node" and type(error).__name__ in ("GraphInterrupt", "NodeInterrupt"):
-            values = [getattr(item, "value", item) for item in (error.args[0] if error.args else ())]
-            self._instant("interrupt", run.node, values, run_id)
-            if _Handler is BaseCallbackHandler:
-                self.interrupted = True
+        if run_id == self.root_id and isinstance(error, ParentCommand) and error.args:
+            self.output = error.args[0].update
+        if run is None or run.kind != "node" or not isinstance(error, GraphInterrupt):
+            return
+        self._asked(error.args[0] if error.args else (), run, run_id)
+        if run.parent == self.root_id:
+            self.paused = True
+            self.interrupted |= _Handler is BaseCallbackHandler
 
     def on_interrupt(self, event: Any) -> None:
         """A graph pauses; ours if the event carries our run id."""
@@ -193,7 +204,7 @@ class Recorder(_Handler):
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool has failed."""
         self.runs.pop(run_id, None)
-        self._end(run_id, None, error)
+        self._end(run_id, None, None if isinstance(error, GraphBubbleUp) else error)
         if call_id := kwargs.get("tool_call_id"):
             self.tool_calls.add(call_id)
 
@@ -209,11 +220,11 @@ class Recorder(_Handler):
             parent_run_id = run.parent
         return True
 
-    def rendered(self) -> tuple[Step, ...]:
+    def rendered(self, clean: Callable[[str], str]) -> tuple[Step, ...]:
         """The steps as text, in the order in which they started. System text is left out: the reflector must
         neither learn an agent's own prompt nor its lessons again."""
         seen: set[Any] = set()
-        return tuple(_step(noted, seen) for noted in list(self.steps.values()))
+        return tuple(_step(noted, seen, clean) for noted in list(self.steps.values()))
 
     def _start(
         self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None
@@ -231,51 +242,58 @@ class Recorder(_Handler):
         at = time.monotonic()
         self.steps[(kind, key)] = Noted(kind, "", node, 0, str(key), given, time.time(), at, ended=at)
 
-    def _made(self, messages: Iterable[BaseMessage], node: str) -> None:
+    def _asked(self, interrupts: Any, run: Run, run_id: UUID) -> None:
+        """An interrupt passes through the nodes of all graphs around it: noted where it comes from."""
+        given = interrupts if isinstance(interrupts, (list, tuple)) else [interrupts]
+        new = {key: item for item in given if (key := getattr(item, "id", id(item))) not in self.asked}
+        self.asked.update(new)
+        if new:
+            self._instant("interrupt", run.node, [getattr(item, "value", item) for item in new.values()], run_id)
+
+    def _made(self, messages: Iterable[BaseMessage], run: Run) -> None:
         for message in messages:
             if message.id:
                 self.message_ids.append(message.id)
             if isinstance(message, ToolMessage) and message.status == "error":
-                self._refused(message, node)
+                self._refused(message, run)
 
-    def _refused(self, message: ToolMessage, node: str) -> None:
+    def _refused(self, message: ToolMessage, run: Run) -> None:
         """A call that fires no tool callback (an unknown tool): only its error message in the state tells of it."""
-        if message.tool_call_id in self.tool_calls or any(
-            isinstance(step.output, ToolMessage) and step.output.tool_call_id == message.tool_call_id
-            for step in list(self.steps.values())
-        ):
+        called = message.tool_call_id
+        standing = (m.tool_call_id for m in messages_in(run.given) if isinstance(m, ToolMessage))
+        if called in self.tool_calls or called in self.steps or called in standing:
             return
         at = time.monotonic()
         text = as_json(message.content, STEP_CHARS)
         self.steps[message.tool_call_id] = Noted(
-            "tool", message.name or "", node, 0, message.tool_call_id, "", time.time(), at, text, text, at
+            "tool", message.name or "", run.node, 0, message.tool_call_id, "", time.time(), at, text, text, at
         )
 
 
-def resume_step(value: Any) -> Step:
+def resume_step(value: Any, clean: Callable[[str], str]) -> Step:
     """The step that says with which answer an interrupted run went on."""
-    return Step(kind="resume", input=as_json(value, STEP_CHARS))
+    return Step(kind="resume", input=shortened(value, STEP_CHARS, clean))
 
 
-def describe(error: BaseException | str | None) -> str:
+def described(error: BaseException | str | None, clean: Callable[[str], str]) -> str:
     """An error as `Type: message`."""
-    if error is None or isinstance(error, str):
-        return clip(error or "", STEP_CHARS)
-    return clip(f"{type(error).__name__}: {error}", STEP_CHARS)
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}" if error is not None else ""
+    return shortened(text, STEP_CHARS, clean) if text else ""
 
 
-def _step(noted: Noted, seen: set[Any]) -> Step:
+def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
     given = _given(noted.input, seen)
     if isinstance(noted.output, list):
         seen.update(_key(m) for m in noted.output if isinstance(m, BaseMessage))
+    output = _text(noted.output)
     return Step(
         kind=noted.kind,
         name=noted.name,
         node=noted.node,
         depth=noted.depth,
-        input=given,
-        output=_text(noted.output),
-        error=describe(noted.error),
+        input=shortened(given, STEP_CHARS, clean) if given not in (None, "") else "",
+        output=shortened(output, STEP_CHARS, clean) if output not in (None, "") else "",
+        error=described(noted.error, clean),
         run_id=noted.run_id,
         started_at=datetime.fromtimestamp(noted.started, UTC),
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
@@ -288,18 +306,18 @@ def _key(message: BaseMessage) -> Any:
     return message.id or id(message)
 
 
-def _given(value: Any, seen: set[Any]) -> str:
+def _given(value: Any, seen: set[Any]) -> Any:
     """What went in; of a model's messages only those that no earlier call had."""
     if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
         new = [m for m in value if not isinstance(m, SystemMessage) and _key(m) not in seen]
         seen.update(_key(m) for m in value)
-        return clip("\n".join(message_line(m) for m in new), STEP_CHARS)
-    return as_json(value, STEP_CHARS) if value not in (None, "") else ""
+        return "\n".join(message_line(m) for m in new)
+    return value
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
-        return clip("\n".join(message_line(m) for m in value), STEP_CHARS)
+        return "\n".join(message_line(m) for m in value)
     if isinstance(value, BaseMessage):
-        return clip(message_line(value).partition(": ")[2], STEP_CHARS)
-    return as_json(value, STEP_CHARS) if value is not None else ""
+        return message_line(value).partition(": ")[2]
+    return value

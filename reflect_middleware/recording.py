@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from reflect_middleware.episodes_table import Record
-from reflect_middleware.record import describe, resume_step
-from reflect_middleware.render import VALUE_CHARS, as_json, fingerprint, plain
+from reflect_middleware.record import described, resume_step
+from reflect_middleware.render import STEP_CHARS, VALUE_CHARS, clip, fingerprint, plain, shortened
 from reflect_middleware.session import Session
-from reflect_middleware.types import Episode, EpisodeStatus, Step
+from reflect_middleware.types import Episode, EpisodeStatus
 
 Redact = Callable[[str], str] | None
-TEXTS = ("input", "output", "error")
 
 
 def record_of(
@@ -38,10 +37,10 @@ def record_of(
         redact: The user's filter; every text passes through it.
     """
     plan, recorder = session.plan, session.recorder
-    clean = redact or (lambda text: text)
-    steps = tuple(_clean_step(step, clean) for step in recorder.rendered())
+    clean = cleaner(redact)
+    steps = recorder.rendered(clean)
     if earlier is not None and plan.resume is not None:
-        steps = (*earlier.trajectory, _clean_step(resume_step(plan.resume[0]), clean), *steps)
+        steps = (*earlier.trajectory, resume_step(plan.resume[0], clean), *steps)
     interrupted = status == "interrupted"
     episode = Episode(
         id=session.episode_id,
@@ -54,12 +53,12 @@ def record_of(
         principal=plan.principal,
         task=earlier.task if earlier else clean(plan.task),
         task_key=plan.task_key or (earlier.task_key if earlier else ""),
-        input=earlier.input if earlier else clean(as_json(plan.graph_input, VALUE_CHARS)),
-        output=clean(as_json(recorder.output, VALUE_CHARS)) if recorder.output is not None else "",
-        reference=clean(as_json(plan.reference, VALUE_CHARS)) if plan.reference is not None else "",
+        input=earlier.input if earlier else shortened(plan.graph_input, VALUE_CHARS, clean),
+        output=shortened(recorder.output, VALUE_CHARS, clean) if recorder.output is not None else "",
+        reference=shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
         metadata=_metadata(plan.metadata, clean),
         status=status,
-        error=clean(describe(error)) if status == "failed" else "",
+        error=described(error, clean) if status == "failed" else "",
         trajectory=steps,
         exposures=session.choice.exposures,
         started_at=earlier.started_at if earlier else session.started,
@@ -73,13 +72,32 @@ def record_of(
     )
 
 
-def _clean_step(step: Step, clean: Callable[[str], str]) -> Step:
-    return step.model_copy(update={name: clean(text) for name in TEXTS if (text := getattr(step, name))})
+def cleaner(redact: Redact) -> Callable[[str], str]:
+    """What every text passes through: the user's filter, then what no database can hold is replaced."""
+
+    def clean(text: str) -> str:
+        if redact is not None:
+            text = redact(text)
+            if not isinstance(text, str):
+                raise TypeError(f"redact returned {type(text).__name__}; it must return the text to keep")
+        return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+    return clean
 
 
-def _metadata(metadata: Any, clean: Callable[[str], str]) -> dict[str, Any]:
-    kept = {str(k): plain(v) for k, v in metadata.items() if not str(k).startswith(("__", "langgraph_", "ls_"))}
-    return {k: clean(v) if isinstance(v, str) else v for k, v in kept.items()}
+def _metadata(metadata: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
+    kept = {k: v for k, v in metadata.items() if not str(k).startswith(("__", "langgraph_", "ls_"))}
+    cleaned: dict[str, Any] = _cleaned(plain(kept), clean)
+    return cleaned
+
+
+def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+    """JSON data with every text in it cleaned."""
+    if isinstance(value, str):
+        return clip(clean(value), STEP_CHARS)
+    if isinstance(value, dict):
+        return {clean(k): _cleaned(v, clean) for k, v in value.items()}
+    return [_cleaned(v, clean) for v in value] if isinstance(value, list) else value
 
 
 def _fingerprints(output: Any) -> list[str]:

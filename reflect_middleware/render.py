@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
@@ -19,6 +20,10 @@ VALUE_CHARS = 16_000
 """Most characters kept of an episode's input or output."""
 TASK_CHARS = 2_000
 """Most characters of a task's text."""
+WHOLE_CHARS = 400_000
+"""Most characters of one value that are looked at."""
+PARTS = 20_000
+"""Most items of one value that are looked at."""
 
 
 def clip(text: str, limit: int) -> str:
@@ -31,23 +36,49 @@ def clip(text: str, limit: int) -> str:
     return text[:head] + mark + (text[-tail:] if tail else "")
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """The value in terms of JSON; objects that have no such form become their `repr`."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if depth > 12:
-        return repr(value)[:200]
-    if isinstance(value, BaseMessage):
-        return _message(value)
-    if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name), depth + 1) for name in type(value).model_fields}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name, None), depth + 1) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, depth + 1) for item in value]
-    return repr(value)[:2_000]
+def plain(value: Any) -> Any:
+    """The value in terms of JSON; objects that have no such form become their `repr`, and loops end."""
+    return _Plain().of(value, 0)
+
+
+class _Plain:
+    """One value on its way to JSON; bounded, because states may hold graphs of objects that lead back to themselves."""
+
+    def __init__(self) -> None:
+        self.left = PARTS
+        self.path: set[int] = set()
+
+    def of(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        self.left -= 1
+        if depth > 12 or self.left < 0 or id(value) in self.path:
+            return f"<{type(value).__name__} …>"
+        self.path.add(id(value))
+        try:
+            return self._inside(value, depth + 1)
+        finally:
+            self.path.discard(id(value))
+
+    def _inside(self, value: Any, depth: int) -> Any:
+        if isinstance(value, BaseMessage):
+            return self._message(value, depth)
+        if isinstance(value, BaseModel):
+            return {name: self.of(getattr(value, name), depth) for name in type(value).model_fields}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: self.of(getattr(value, f.name, None), depth) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): self.of(item, depth) for key, item in islice(value.items(), PARTS)}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.of(item, depth) for item in islice(value, PARTS)]
+        return repr(value)[:2_000]
+
+    def _message(self, message: BaseMessage, depth: int) -> dict[str, Any]:
+        shown: dict[str, Any] = {"type": message.type, "content": self.of(message.content, depth)}
+        for name in ("tool_calls", "name", "status", "tool_call_id"):
+            if value := getattr(message, name, None):
+                shown[name] = self.of(value, depth)
+        return shown
 
 
 def as_json(value: Any, limit: int) -> str:
@@ -58,6 +89,11 @@ def as_json(value: Any, limit: int) -> str:
         return clip(json.dumps(plain(value), ensure_ascii=False), limit)
     except Exception as error:  # noqa: BLE001 - a user's object may fail in any way when it is looked at
         return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def shortened(value: Any, limit: int, clean: Callable[[str], str]) -> str:
+    """The value as text, first cleaned and then cut, so that a cut never hides half of what has to go."""
+    return clip(clean(as_json(value, WHOLE_CHARS)), limit)
 
 
 def fingerprint(value: Any) -> str:
@@ -109,14 +145,6 @@ def message_line(message: BaseMessage) -> str:
     calls = getattr(message, "tool_calls", None) or []
     asked = [f"{call['name']}({json.dumps(plain(call['args']), ensure_ascii=False)})" for call in calls]
     return f"{message.type}: " + "\n".join(part for part in (body, *asked) if part)
-
-
-def _message(message: BaseMessage) -> dict[str, Any]:
-    shown: dict[str, Any] = {"type": message.type, "content": plain(message.content)}
-    for name in ("tool_calls", "name", "status", "tool_call_id"):
-        if value := getattr(message, name, None):
-            shown[name] = plain(value)
-    return shown
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -123,23 +123,37 @@ class Session:
         if self.ended:
             return None
         self.ended = True
-        return self.core.keeper.finish(self, status, error)
+        try:
+            return self.core.keeper.finish(self, status, error)
+        except Exception:
+            logger.exception("reflect: a run's end could not be recorded")
+            return None
 
     def wait(self, done: Future[Any] | None) -> None:
         """Wait for the commit, as `durability` says."""
-        if done is not None:
+        if done is not None and self._on_time():
             try:
                 done.result(self.core.keeper.timeout)
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.failed("record", error)
+                self._late(done, error)
 
     async def await_(self, done: Future[Any] | None) -> None:
         """Async twin of `wait`."""
-        if done is not None:
+        if done is not None and self._on_time():
             try:
                 await asyncio.wait_for(awaited(done), self.core.keeper.timeout)
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
-                self.core.failed("record", error)
+                self._late(done, error)
+
+    def _on_time(self) -> bool:
+        """Whether the writer keeps up: while a record is overdue, no further run waits for its own."""
+        overdue = self.core.keeper.overdue
+        return overdue is None or overdue.done()
+
+    def _late(self, done: Future[Any], error: Exception) -> None:
+        if not done.done():
+            self.core.keeper.overdue = done
+        self.core.failed("record", error)
 
     def _take(self, found: tuple[Choice, str] | None) -> None:
         if found is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -22,6 +23,9 @@ from reflect_middleware.types import EpisodeStatus
 
 G = TypeVar("G")
 LINK = "_reflect_link"
+BASE = "_reflect_base"
+COORDINATES = ("thread_id", "checkpoint_ns", "checkpoint_id", "checkpoint_map")
+"""With one of these of its own a nested run addresses another checkpoint, and langgraph drops the inherited ones."""
 _classes: dict[type, type] = {}
 
 
@@ -37,11 +41,30 @@ class Link:
 
     def begin(self, graph: Any, graph_input: Any, config: RunnableConfig | None, context: Any) -> Session | None:
         """The session for a run that starts now; None if it is to be left alone."""
-        return self.core.begin(self.spec, graph_input, effective(graph.config, config), context)
+        try:
+            merged = effective(graph.config, config)
+        except Exception as error:  # noqa: BLE001 - a config that langgraph will refuse in its own words
+            self.core.failed("begin", error)
+            return None
+        session = self.core.begin(self.spec, graph_input, merged, context)
+        if session is not None and (run_id := merged.get("run_id")):
+            session.fallback_id = str(run_id)
+        return session
+
+    def adds_to(self, standing: Link, graph: Any) -> bool:
+        """Whether this says anything that the link of a wrapped graph does not: another Reflection, name or rule."""
+        if standing.core is not self.core:
+            return True
+        spec, options = self.spec, self.core.options
+        plain = (agent_name(graph), options.rule, None, None, options.inject)
+        return spec != standing.spec and (spec.agent, spec.rule, spec.task, spec.reward, spec.inject) != plain
 
 
 def wrap(graph: G, link: Link) -> G:
-    """The wrapped form of a compiled graph. A graph that is wrapped for the same agent already is given back.
+    """The wrapped form of a compiled graph.
+
+    A graph that is wrapped in the same way already is given back. Wrapped again with another name, rule or Reflection,
+    the newer one counts: a run is recorded once.
 
     Raises:
         WrapError: If it is not a compiled LangGraph graph.
@@ -49,13 +72,18 @@ def wrap(graph: G, link: Link) -> G:
     if not isinstance(graph, Pregel):
         raise WrapError(_not_a_graph(graph))
     standing = graph.__dict__.get(LINK)
-    if standing is not None and standing.core is link.core:
+    if standing is not None and not link.adds_to(standing, graph):
         return graph
     boundary.install()
     wrapped = copy.copy(graph)
-    wrapped.__class__ = _class_for(type(graph))
+    wrapped.__class__ = _class_for(getattr(type(graph), BASE, type(graph)))
     wrapped.__dict__[LINK] = link
     return wrapped
+
+
+def agent_name(graph: Any) -> str:
+    """The name under which a graph's episodes are kept if `wrap` was told no other."""
+    return str(getattr(graph, "name", "") or "LangGraph")
 
 
 def effective(graph_config: RunnableConfig | None, config: RunnableConfig | None) -> dict[str, Any]:
@@ -63,7 +91,7 @@ def effective(graph_config: RunnableConfig | None, config: RunnableConfig | None
     ambient: Mapping[str, Any] = var_child_runnable_config.get() or {}
     own: dict[str, Any] = {**((graph_config or {}).get("configurable") or {})}
     own |= (config or {}).get("configurable") or {}
-    inherited = {} if "thread_id" in own else ambient.get("configurable") or {}
+    inherited = {} if any(own.get(key) for key in COORDINATES) else ambient.get("configurable") or {}
     metadata: dict[str, Any] = {}
     for source in (ambient, graph_config or {}, config or {}):
         metadata |= source.get("metadata") or {}
@@ -81,30 +109,35 @@ def with_handler(
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
         callbacks.add_handler(handler, inherit=True)
-    else:
+    elif callbacks is None or isinstance(callbacks, list):
         callbacks = [*(callbacks or ()), handler]
+    else:
+        return config or {}  # langgraph will refuse it in its own words
     merged: RunnableConfig = {**(config or {}), "callbacks": callbacks}
     return merged
 
 
 def status_of(error: BaseException | None, session: Session) -> EpisodeStatus:
     """How a run ended, from what came out of its generator."""
-    if isinstance(error, GraphInterrupt) or session.recorder.interrupted:
+    recorder = session.recorder
+    if isinstance(error, GraphInterrupt):
         return "interrupted"
     if error is None or isinstance(error, GraphBubbleUp):
-        return "completed"
-    if isinstance(error, GeneratorExit):
-        return "abandoned"
+        return "interrupted" if recorder.interrupted else "completed"
+    if isinstance(error, GeneratorExit):  # a consumer may leave as soon as it is told of the interrupt
+        return "interrupted" if recorder.interrupted or recorder.paused else "abandoned"
     if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
         return "cancelled"
     return "failed"
 
 
-def _drive(session: Session, chunks: Any) -> Iterator[Any]:
+def _drive(session: Session, start: Callable[[], Any]) -> Iterator[Any]:
     """Pass chunks on; our context variable is set only while the graph itself runs, in the caller's own context."""
     error: BaseException | None = None
     thrown: BaseException | None = None
     try:
+        session.prepare()
+        chunks = start()
         while True:
             token = active.set(session)
             try:
@@ -112,7 +145,7 @@ def _drive(session: Session, chunks: Any) -> Iterator[Any]:
             except StopIteration:
                 break
             finally:
-                active.reset(token)
+                boundary.leave(token)
             session.last, thrown = chunk, None
             try:
                 yield chunk
@@ -128,6 +161,7 @@ def _drive(session: Session, chunks: Any) -> Iterator[Any]:
         done = session.finish(status_of(error, session), error)
         if error is None or isinstance(error, Exception):
             session.wait(done)
+        error = thrown = None  # an error whose traceback holds this frame would keep both alive
 
 
 def _class_for(base: type) -> type:
@@ -140,35 +174,36 @@ def _class_for(base: type) -> type:
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
+            BASE: base,
         }
         _classes[base] = type(base.__name__, (base,), members)
     return _classes[base]
 
 
 def _stream(base: Any) -> Callable[..., Iterator[Any]]:
+    @wraps(base.stream)
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
         session = self.__dict__[LINK].begin(self, input, config, kwargs.get("context"))
         if session is None:
             yield from base.stream(self, input, config, **kwargs)
-            return
-        session.prepare()
-        watched = with_handler(self.config, config, session.recorder)
-        yield from _drive(session, base.stream(self, input, watched, **kwargs))
+        else:
+            watched = with_handler(self.config, config, session.recorder)
+            yield from _drive(session, lambda: base.stream(self, input, watched, **kwargs))
 
-    stream.__doc__ = base.stream.__doc__
     return stream
 
 
 def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:
+    @wraps(base.astream)
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: A002
         session = self.__dict__[LINK].begin(self, input, config, kwargs.get("context"))
-        if session is not None:
-            await session.aprepare()
-            config = with_handler(self.config, config, session.recorder)
-        chunks = base.astream(self, input, config, **kwargs)
         error: BaseException | None = None
         thrown: BaseException | None = None
         try:
+            if session is not None:
+                config = with_handler(self.config, config, session.recorder)
+                await session.aprepare()
+            chunks = base.astream(self, input, config, **kwargs)
             # The same steps as in `_drive`. An async generator cannot delegate, so they stand here, in the one
             # generator that the consumer closes, cancels or throws into.
             while True:
@@ -178,15 +213,15 @@ def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:
                 except StopAsyncIteration:
                     break
                 finally:
-                    if token is not None:
-                        active.reset(token)
+                    boundary.leave(token)
                 thrown = None
                 if session:
                     session.last = chunk
                 try:
                     yield chunk
                 except GeneratorExit:
-                    await chunks.aclose()
+                    if not chunks.ag_running:  # else the event loop, which is going down, closes it as well
+                        await chunks.aclose()
                     raise
                 except BaseException as given:  # noqa: BLE001 - the consumer's `athrow`, passed on
                     thrown = given
@@ -198,12 +233,13 @@ def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:
                 done = session.finish(status_of(error, session), error)
                 if error is None or isinstance(error, Exception):
                     await session.await_(done)
+            error = thrown = None
 
-    astream.__doc__ = base.astream.__doc__
     return astream
 
 
 def _copy(base: Any) -> Callable[..., Any]:
+    @wraps(base.copy)
     def copy_(self: Any, update: dict[str, Any] | None = None) -> Any:
         bare = copy.copy(self)
         bare.__class__ = base
@@ -213,8 +249,6 @@ def _copy(base: Any) -> Callable[..., Any]:
         copied.__dict__[LINK] = link
         return copied
 
-    copy_.__name__ = "copy"
-    copy_.__doc__ = base.copy.__doc__
     return copy_
 
 
