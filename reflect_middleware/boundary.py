@@ -1,14 +1,14 @@
 """Where lessons enter: the message list of each model call of the active run, merged into its one system message.
 
-`BaseChatModel._convert_input` is the one method that every way of calling a chat model goes through. It is private, so a
-test per supported version guards it; while no run of ours is active, the hook only reads one context variable.
+`BaseChatModel._convert_input` is the one method that every way of calling a chat model goes through. It is private, so
+a test per supported version guards it; while no run of ours is active, the hook only reads one context variable.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar, Token
 from functools import wraps
 from threading import Lock
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.runnables.config import var_child_runnable_config
 
 if TYPE_CHECKING:
     from reflect_middleware.session import Session
@@ -114,20 +115,27 @@ def text_of(content: str | list[Any]) -> str:
     """The text in a message's content."""
     if isinstance(content, str):
         return content
-    parts = (part if isinstance(part, str) else part.get("text", "") for part in content if isinstance(part, (str, dict)))
-    return "\n".join(str(part) for part in parts)
+    known = (part for part in content if isinstance(part, (str, dict)))
+    return "\n".join(str(part if isinstance(part, str) else part.get("text", "")) for part in known)
 
 
 def _inject(value: PromptValue, session: Session) -> PromptValue:
     try:
-        if not _entered_from_call(sys._getframe(2)):  # noqa: SLF001 - see there
+        caller = sys._getframe(2)  # noqa: SLF001 - who converts, and with which config, is told by nothing else
+        if not _entered_from_call(caller) or session_here() is not session:
             return value
-        if session_here() is not session or not session.wants_lessons():
+        if not session.wants_lessons(_config_of(caller)):
             return value
         return ChatPromptValue(messages=merge(value.to_messages(), session.block))
     except Exception as error:  # noqa: BLE001 - boundary to the user's run
         session.core.failed("inject", error)
         return value
+
+
+def _config_of(caller: FrameType) -> Mapping[str, Any]:
+    """The config of the model call: its callbacks and metadata name the run and, maybe, the purpose it is made for."""
+    config = caller.f_locals.get("config") if caller.f_code.co_filename == _CORE_FILE else None
+    return config if isinstance(config, Mapping) else var_child_runnable_config.get() or {}
 
 
 def _entered_from_call(frame: FrameType | None) -> bool:

@@ -148,7 +148,7 @@ class Core:
             metadata=config.get("metadata") or {},
             learn=learn,
             use_lessons=use_lessons,
-            resume=resume_value(graph_input, configurable),
+            resume=_resume(outer, graph_input, configurable),
             parent_id=outer.episode_id if outer else "",
             root_run_id=_outer_run(outer, configurable),
         )
@@ -189,6 +189,12 @@ def resume_value(graph_input: Any, configurable: Mapping[str, Any]) -> tuple[Any
     if graph_input is None and not configurable.get("checkpoint_id"):
         return (None,)
     return None
+
+
+def _resume(outer: Session | None, graph_input: Any, configurable: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """As `resume_value`; only the outermost run was given the answer."""
+    found = resume_value(graph_input, configurable)
+    return outer.plan.resume if found == (None,) and outer is not None and outer.plan.resume else found
 
 
 def _outer_run(outer: Session | None, configurable: Mapping[str, Any]) -> str:

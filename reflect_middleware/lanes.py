@@ -1,7 +1,8 @@
 """Daemon threads of our own.
 
-Executors are no use here: they refuse work at interpreter exit and inside a cancelled scope, and a user's busy default
-executor would hold up our records. A lane is a queue and one or more daemon threads, started on first use in each process.
+Executors are no use here: they refuse work at interpreter exit and inside a cancelled scope, and a user's busy
+default executor would hold up our records. A lane is a queue and one or more daemon threads, started on first use in each
+process.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def _settle(setter: Callable[[Any], None], value: Any) -> None:
         setter(value)
 
 
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 async def awaited(future: Future[T]) -> T:
     """Wait for a lane's future on an event loop. Cancelling the waiter leaves the job running."""
     loop = asyncio.get_running_loop()
@@ -95,7 +101,7 @@ async def awaited(future: Future[T]) -> T:
 
     def tell(_: Future[T]) -> None:
         with contextlib.suppress(RuntimeError):  # the waiter was cancelled, and its loop is closed by now
-            loop.call_soon_threadsafe(lambda: over.done() or over.set_result(None))
+            loop.call_soon_threadsafe(_wake, over)
 
     future.add_done_callback(tell)
     await over

@@ -45,7 +45,7 @@ class Learner:
 
     def poke(self, namespace: Namespace) -> None:
         """An episode may have become ready: look, in the background, whether a reflection is due."""
-        if self.options.run != "background" or not self.options.learn:
+        if self.options.run != "background" or not self._able:
             return
         with self._lock:
             if namespace in self._queued:
@@ -94,10 +94,15 @@ class Learner:
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread
             self.core.failed("reflect", error)
 
+    @property
+    def _able(self) -> bool:
+        """Whether there is anything to reflect with; without it episodes wait."""
+        return self.options.learn and (self.options.model is not None or self.options.reflector is not None)
+
     def _run_due(self, namespace: Namespace) -> None:
         table = self.core.parts.ledger.reflections
         self._abandon()
-        while not self._resting(namespace) and not self.core.parts.ledger.lessons.paused():
+        while self._able and not self._resting(namespace) and not self.core.parts.ledger.lessons.paused():
             if not self.options.cadence.due(table.ready(namespace)):
                 return
             claim = self._claimed(namespace, at_least=1, whatever=False)

@@ -1,7 +1,7 @@
 """The middleware for `langchain.agents.create_agent`: lessons by `wrap_model_call`, recording by a watch on callbacks.
 
-Hooks before and after the agent would change its diagram and miss every ending but the normal one. A configure hook sees
-them all: it puts one handler into every callback manager, which follows only the runs that our middleware asked it to.
+Hooks before and after the agent would change its diagram and miss every ending but the normal one. A configure hook
+sees them all: it puts one handler into every callback manager, which follows only the runs that our middleware asked it to.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -42,7 +43,8 @@ class Watch(BaseCallbackHandler):
         self._parents: dict[UUID, UUID | None] = {}
         self._sessions: dict[UUID, Session] = {}
         self._commands: dict[UUID, tuple[Command[Any], Recorder]] = {}
-        """Runs that a Command started. What they do before their first model call is kept: an approved tool call."""
+        """Runs that a Command started, and the graphs below them. What they do before their first model call is kept:
+        an approved tool call."""
         self._lock = threading.Lock()
         for name in FORWARDED:
             setattr(self, name, self._forward(name))
@@ -95,10 +97,11 @@ class Watch(BaseCallbackHandler):
     ) -> None:
         """Note the run's parent; a followed graph's recorder gets its nodes."""
         self._parents[run_id] = parent_run_id
-        if isinstance(inputs, Command):
+        command = inputs if isinstance(inputs, Command) else self._resumed(parent_run_id, kwargs.get("tags") or ())
+        if command is not None:
             recorder = Recorder()
             recorder.on_chain_start(None, None, run_id=run_id, parent_run_id=parent_run_id)
-            self._commands[run_id] = (inputs, recorder)
+            self._commands[run_id] = (command, recorder)
         for recorder in self._above(parent_run_id):
             recorder.on_chain_start(serialized, inputs, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
@@ -113,6 +116,16 @@ class Watch(BaseCallbackHandler):
         for recorder in self._above(run_id):
             recorder.on_chain_error(error, run_id=run_id, **kwargs)
         self._over(run_id, error)
+
+    def _resumed(self, parent_run_id: UUID | None, tags: Sequence[str]) -> Any:
+        """The Command that a run below goes on with, unless it is a mere node."""
+        if not self._commands or any(tag.startswith("graph:step:") for tag in tags):
+            return None
+        while parent_run_id is not None:
+            if (command := self.command(parent_run_id)) is not None:
+                return command if command.resume is not None else None
+            parent_run_id = self._parents.get(parent_run_id)
+        return None
 
     def _over(self, run_id: UUID, error: BaseException | None) -> None:
         self._parents.pop(run_id, None)
@@ -246,16 +259,23 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
         configurable = dict(config.get("configurable") or {})
         # The node's own namespace ends in its task; the agent's is what stands before it.
         configurable["checkpoint_ns"] = str(configurable.get("checkpoint_ns") or "").rpartition("|")[0]
-        given = self._watch.command(run_id) or {"messages": list(request.messages)}
+        command = self._watch.command(run_id)
+        nested = command is not None and self._watch.graph_of(run_id) is not None
+        if nested and command.resume is not None:
+            configurable["__pregel_resuming"] = True
+        given = command if command is not None and not nested else {"messages": list(request.messages)}
         own = {"configurable": configurable, "metadata": config.get("metadata") or {}}
-        return self._core.begin(self._spec, given, own, getattr(request.runtime, "context", None))
+        session = self._core.begin(self._spec, given, own, getattr(request.runtime, "context", None))
+        if nested and session is not None and session.plan.resume is not None:
+            session.plan = replace(session.plan, resume=(command.resume,))
+        return session
 
 
 def _with_lessons(request: ModelRequest[Any], session: Session | None) -> ModelRequest[Any]:
     if session is None or not session.block or boundary.muted():
         return request
     try:
-        return _merged(request, session.block) if session.wants_lessons() else request
+        return _merged(request, session.block) if session.wants_lessons(var_child_runnable_config.get() or {}) else request
     except Exception as error:  # noqa: BLE001 - boundary to the user's run
         session.core.failed("inject", error)
         return request

@@ -208,21 +208,19 @@ class Recorder(_Handler):
         if call_id := kwargs.get("tool_call_id"):
             self.tool_calls.add(call_id)
 
-    def reaches_agent(self, parent_run_id: UUID | None, node: str) -> bool:
-        """Whether a model call under this run is the agent's own: not in a tool's body, not in a middleware hook."""
-        if node.endswith(MIDDLEWARE_HOOKS):
-            return False
+    def place_of(self, parent_run_id: UUID | None) -> tuple[str, bool]:
+        """Where a call under this run is made: the node's name, if known, and False if it is in a tool's body."""
         while parent_run_id is not None and (run := self.runs.get(parent_run_id)) is not None:
-            if run.kind == "tool":
-                return False
-            if run.kind in ("node", "graph"):
-                return True
+            if run.kind in ("tool", "node", "graph"):
+                return run.node, run.kind != "tool"
             parent_run_id = run.parent
-        return True
+        return "", True
 
     def rendered(self, clean: Callable[[str], str]) -> tuple[Step, ...]:
-        """The steps as text, in the order in which they started. System text is left out: the reflector must
-        neither learn an agent's own prompt nor its lessons again."""
+        """The steps as text, in the order in which they started.
+
+        System text is left out: the reflector must neither learn an agent's own prompt nor its lessons again.
+        """
         seen: set[Any] = set()
         return tuple(_step(noted, seen, clean) for noted in list(self.steps.values()))
 
@@ -272,7 +270,7 @@ class Recorder(_Handler):
 
 def resume_step(value: Any, clean: Callable[[str], str]) -> Step:
     """The step that says with which answer an interrupted run went on."""
-    return Step(kind="resume", input=shortened(value, STEP_CHARS, clean))
+    return Step(kind="resume", input="" if value is None else shortened(value, STEP_CHARS, clean))
 
 
 def described(error: BaseException | str | None, clean: Callable[[str], str]) -> str:

@@ -45,7 +45,7 @@ def record_of(
     episode = Episode(
         id=session.episode_id,
         run_ids=_unique([*(earlier.run_ids if earlier else ()), session.run_id]),
-        root_run_id=plan.root_run_id or (earlier.root_run_id if earlier else session.run_id),
+        root_run_id=earlier.root_run_id if earlier else plan.root_run_id or session.run_id,
         parent_id=plan.parent_id,
         agent=plan.spec.agent,
         namespace=plan.namespace,

@@ -22,6 +22,8 @@ TASK_CHARS = 2_000
 """Most characters of a task's text."""
 WHOLE_CHARS = 400_000
 """Most characters of one value that are looked at."""
+DEPTH = 12
+"""How far into one value we look."""
 PARTS = 20_000
 """Most items of one value that are looked at."""
 
@@ -52,7 +54,7 @@ class _Plain:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         self.left -= 1
-        if depth > 12 or self.left < 0 or id(value) in self.path:
+        if depth > DEPTH or self.left < 0 or id(value) in self.path:
             return f"<{type(value).__name__} …>"
         self.path.add(id(value))
         try:

@@ -15,7 +15,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from reflect_middleware.boundary import active
 from reflect_middleware.lanes import awaited
 from reflect_middleware.namespaces import NamespaceRule
-from reflect_middleware.record import Recorder
+from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
 from reflect_middleware.retrieve import Choice
 from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
 
@@ -90,14 +90,15 @@ class Session:
         """The episode's id: the first run's."""
         return self.resumed_id or self.run_id
 
-    def wants_lessons(self) -> bool:
-        """Whether the model call that is about to start is one of the agent's own."""
-        config = var_child_runnable_config.get() or {}
+    def wants_lessons(self, config: Mapping[str, Any]) -> bool:
+        """Whether the model call with this config is one of the agent's own."""
         metadata = config.get("metadata") or {}
+        node, outside_tools = self.recorder.place_of(_parent(config) or _parent(var_child_runnable_config.get() or {}))
+        node = node or str(metadata.get("langgraph_node", ""))
         if self.plan.spec.inject is not None:
-            return bool(self.plan.spec.inject(metadata))
-        parent = getattr(config.get("callbacks"), "parent_run_id", None)
-        return self.recorder.reaches_agent(parent, str(metadata.get("langgraph_node", "")))
+            return bool(self.plan.spec.inject({**metadata, "langgraph_node": node}))
+        # LangChain names the source of the calls that its own middleware makes: summaries, tool selection.
+        return outside_tools and not node.endswith(MIDDLEWARE_HOOKS) and not metadata.get("lc_source")
 
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""
@@ -158,6 +159,10 @@ class Session:
     def _take(self, found: tuple[Choice, str] | None) -> None:
         if found is not None:
             self.choice, self.resumed_id = found
+
+
+def _parent(config: Mapping[str, Any]) -> Any:
+    return getattr(config.get("callbacks"), "parent_run_id", None)
 
 
 def current() -> Session | None:

@@ -24,7 +24,7 @@ Answer = str | AIMessage | Exception | Callable[[list[BaseMessage]], str | AIMes
 
 
 class _Script:
-    """The answers, shared by every binding of a model, one at a time."""
+    """The answers, shared by every binding and copy of a model, one at a time."""
 
     def __init__(self, answers: Sequence[Answer] | Callable[[list[BaseMessage]], str | AIMessage]) -> None:
         self.lock = threading.Lock()
@@ -32,6 +32,9 @@ class _Script:
         self.answers: list[Answer] = [] if callable(answers) else list(answers)
         self.calls: list[list[BaseMessage]] = []
         self.options: list[dict[str, Any]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Script:
+        return self
 
     def next(self, messages: list[BaseMessage], options: dict[str, Any]) -> Answer:
         with self.lock:
