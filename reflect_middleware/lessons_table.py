@@ -57,6 +57,12 @@ class LessonTable:
             done += [change for change in mine if self._write(connection, change, revision, embedder)]
         return done
 
+    def reviewed(self, connection: sa.Connection, ids: Sequence[str]) -> None:
+        """Take back the mark that lessons need review."""
+        for row in connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(ids))).all():
+            lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": False})
+            connection.execute(table.update().where(table.c.id == row.id).values(body=lesson.model_dump_json()))
+
     def save(self, change: Change, embedder: str) -> Lesson:
         """Write one change.
 

@@ -250,8 +250,8 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
         if not self._warned:
             self._warned = True
             logger.warning(
-                "reflect: the middleware cannot see this run (its callbacks are a ready-made CallbackManager), so it"
-                " gets no lessons and is not recorded; pass callbacks as a list, or use reflection.wrap(agent)"
+                "reflect: the middleware cannot see the run that it is called in, which gets no lessons and is not"
+                " recorded; use reflection.wrap(agent)"
             )
 
     def _begin(self, request: ModelRequest[Any], run_id: UUID) -> Session | None:

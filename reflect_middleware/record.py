@@ -258,8 +258,9 @@ class Recorder(_Handler):
     def _refused(self, message: ToolMessage, run: Run) -> None:
         """A call that fires no tool callback (an unknown tool): only its error message in the state tells of it."""
         called = message.tool_call_id
-        standing = (m.tool_call_id for m in messages_in(run.given) if isinstance(m, ToolMessage))
-        if called in self.tool_calls or called in self.steps or called in standing:
+        if called in self.tool_calls or called in self.steps:
+            return
+        if _key(message) in {_key(standing) for standing in messages_in(run.given)}:
             return
         at = time.monotonic()
         text = as_json(message.content, STEP_CHARS)

@@ -117,7 +117,8 @@ class Reflecting:
         vectors, embedder = self._vectors(answer.edits, batch)
         plan = self._curated(claim, batch, answer, vectors, embedder)
         record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
-        written = self.core.parts.ledger.reflections.commit(claim, record, plan.changes, embedder)
+        reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
+        written = self.core.parts.ledger.reflections.commit(claim, record, plan.changes, embedder, reviewed)
         if written is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
         self.core.parts.index.sync_later(claim.namespace)
@@ -227,7 +228,7 @@ def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> Reflectio
         update={
             "prompt": answer.prompt,
             "answer": answer.raw,
-            "error": answer.note,
+            "note": answer.note,
             "input_tokens": answer.input_tokens,
             "output_tokens": answer.output_tokens,
             "seconds": time.monotonic() - clock,

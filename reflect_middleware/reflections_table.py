@@ -110,9 +110,14 @@ class ReflectionTable:
             return connection.execute(done).rowcount == 1
 
     def commit(
-        self, claim: Claim, record: ReflectionRecord, changes: Sequence[Change], embedder: str
+        self,
+        claim: Claim,
+        record: ReflectionRecord,
+        changes: Sequence[Change],
+        embedder: str,
+        reviewed: Sequence[str] = (),
     ) -> list[Change] | None:
-        """Write the edits and the done-mark together.
+        """Write the edits and the done-mark together; `reviewed` lessons need no further review.
 
         Returns:
             The changes written: those whose lesson nobody changed meanwhile. None if the claim was lost; nothing is
@@ -122,6 +127,7 @@ class ReflectionTable:
             if connection.execute(table.update().where(*_mine(claim)).values(status="done")).rowcount != 1:
                 return None
             done = self.lessons.apply(connection, changes, embedder)
+            self.lessons.reviewed(connection, reviewed)
             self._body(connection, record)
             return done
 

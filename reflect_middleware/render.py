@@ -73,7 +73,7 @@ class _Plain:
             return {str(key): self.of(item, depth) for key, item in islice(value.items(), PARTS)}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [self.of(item, depth) for item in islice(value, PARTS)]
-        return repr(value)[:2_000]
+        return _repr(value)
 
     def _message(self, message: BaseMessage, depth: int) -> dict[str, Any]:
         shown: dict[str, Any] = {"type": message.type, "content": self.of(message.content, depth)}
@@ -81,6 +81,13 @@ class _Plain:
             if value := getattr(message, name, None):
                 shown[name] = self.of(value, depth)
         return shown
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)[:2_000]
+    except Exception as error:  # noqa: BLE001 - a user's object may fail in any way when it is looked at
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def as_json(value: Any, limit: int) -> str:

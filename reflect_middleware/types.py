@@ -258,7 +258,10 @@ class ReflectionRecord(Frozen):
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    note: str = ""
+    """What could not be read of an answer that was used otherwise."""
     error: str = ""
+    """Why it failed, else empty."""
     started_at: datetime = Field(default_factory=now)
 
 

@@ -177,6 +177,9 @@ def test_reward_after_the_reflection_marks_the_lesson_for_review(make: Any) -> N
     reflection.reward(result, 0.0, source="user")
     assert reflection.lessons.get(lesson.id).needs_review
     assert len(reflector.calls) == 1
+    reflection.wrap(agent()).invoke({"messages": "Paint the fence"})
+    assert len(reflector.calls) == 2
+    assert not reflection.lessons.get(lesson.id).needs_review
 
 
 def test_a_reward_in_late_changes_no_other_run(make: Any) -> None:

@@ -425,6 +425,14 @@ def test_words_that_a_tool_then_receives_are_said_once():
     assert fit_episode("E1", episode(1, trajectory=steps), 5_000).count("12.5") == 1
 
 
+def test_a_call_spread_over_lines_and_the_turns_of_the_task_are_said_once():
+    call = Step(kind="tool", name="file", input='{"amount": 12.5, "date": "x"}', output="no")
+    steps = (spoken("{", ' "amount": 12.5,', ' "date": "x"', "}", input="human: first turn\nai: second turn"), call)
+    text = fit_episode("E1", episode(1, task="first turn\nsecond turn", trajectory=steps), 5_000)
+    assert [text.count(said) for said in ("12.5", "first turn", "second turn")] == [1, 1, 1]
+    assert "says" not in text
+
+
 def test_errors_and_interrupts_are_told():
     steps = (
         step(1, output="", error="ValueError: no"),
