@@ -1,9 +1,10 @@
 """What wrapping costs per run: `make bench`.
 
-One agent with a fake model, in three forms: bare, wrapped without waiting for the ledger (`durability="queue"`), wrapped
-with one ledger commit per run (the default). The three run in turns, in random order, on the same tasks; every figure is
-a median of differences within a turn, with a bootstrap 95 % interval. Work that a run leaves to our own threads is waited
-for between two runs, outside of the timing. Embeddings of the tasks are cached, as in a thread that goes on.
+One agent with a fake model, in three forms: bare, wrapped without waiting for the ledger (`durability="queue"`),
+wrapped with one ledger commit per run (the default). The three run in turns, in random order, on the same tasks; every
+figure is a median of differences within a turn, with a bootstrap 95 % interval. Work that a run leaves to our own
+threads is waited for between two runs, outside of the timing. Embeddings of the tasks are cached, as they are from the
+second run of a task on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from langchain_core.messages import AIMessage
@@ -63,17 +64,19 @@ def agent() -> Any:
 
 def teach(path: Path, lessons: int) -> None:
     """Fill a ledger; every task finds its five nearest lessons among all of them."""
-    with Reflection(None, path=path, store="exact", embeddings=HashingEmbeddings(), max_lessons=LESSONS) as reflection:
+    with Reflection(
+        None, path=str(path), store="exact", embeddings=HashingEmbeddings(), max_lessons=LESSONS
+    ) as reflection:
         for number in range(lessons):
             reflection.lessons.add(
                 when=f"filing a travel claim number {number}", do=f"write the form {number} in cents"
             )
 
 
-def opened(path: Path, store: str, durability: str) -> Reflection:
+def opened(path: Path, store: str, durability: Literal["queue", "commit"]) -> Reflection:
     """A Reflection that only records and retrieves: its reflections are never due."""
     return Reflection(
-        None, path=path, store=store, embeddings=HashingEmbeddings(), every=1_000_000, durability=durability
+        path=str(path), store=store, embeddings=HashingEmbeddings(), every=1_000_000, durability=durability
     )
 
 
@@ -154,9 +157,8 @@ def main() -> int:
     parser.add_argument("--async", dest="asynchronous", action="store_true", help="measure ainvoke")
     given = parser.parse_args()
     processor = platform.processor() or platform.machine()
-    print(
-        f"{platform.system()} {platform.release()}, {processor}, {os.cpu_count()} cores, Python {sys.version.split()[0]}"
-    )
+    machine = f"{platform.system()} {platform.release()}, {processor}, {os.cpu_count()} cores"
+    print(f"{machine}, Python {platform.python_version()}")
     print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
     print(f"{given.turns} turns, {'ainvoke' if given.asynchronous else 'invoke'}; medians [95 % interval]\n")
     return 0 if report(print, given.turns, asynchronous=given.asynchronous) else 1

@@ -54,7 +54,7 @@ app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
 
-Id = Annotated[str, typer.Argument(help="An id, or enough of its first characters.")]
+Id = Annotated[str, typer.Argument(help="An id, or enough of its last characters.")]
 When = Annotated[str, typer.Option("--when", help="The situation in which it applies.")]
 Do = Annotated[str, typer.Option("--do", help="The advice.")]
 Because = Annotated[str, typer.Option("--because", help="The evidence.")]
@@ -210,9 +210,9 @@ def resume(reflection: Reflection, view: View) -> None:
 
 
 @app.command()
-@opened(creates=True, store="chroma")
+@opened(creates=True)
 def doctor(reflection: Reflection, view: View) -> None:
-    """Check ledger, store, embedder and model; exit code 1 if one has a problem."""
+    """Check ledger, embedder, store and model (yours with --app); exit code 1 if one has a problem."""
     findings = reflection.doctor()
     view.findings(findings)
     if not all(finding.ok for finding in findings):
@@ -241,8 +241,8 @@ def _reflection_id(reflection: Reflection, view: View, given: str) -> str:
 
 
 def _full(given: str, ids: Iterable[str]) -> str:
-    """The one id that starts like `given`; `given` itself if none does."""
-    fits = [known for known in ids if known.startswith(given)]
+    """The one id that ends like `given`; `given` itself if none does."""
+    fits = [known for known in ids if known.endswith(given)]
     if len(fits) > 1 and given not in fits:
         raise ConfigurationError("The id", given, f"more of its characters, for it fits {len(fits)} ids")
     return fits[0] if len(fits) == 1 else given

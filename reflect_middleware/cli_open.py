@@ -18,6 +18,8 @@ from reflect_middleware.reflection import Reflection
 from reflect_middleware.types import Namespace
 
 DEFAULT_PATH = ".reflect"
+STORE = "exact"
+"""Opens no store: that would take its lock away from a running agent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +54,18 @@ OPTIONS = {
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def opened(*, creates: bool = False, store: str = "exact") -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def opened(*, creates: bool = False) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function `(reflection, view, …)`: adds the shared options, opens, reports errors, closes.
 
     Args:
         creates: Whether the command may make a new ledger where there is none.
-        store: Used with a path or a ledger. Exact search needs no store, and takes no lock away from a running agent.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             target = Target(**{name: values.pop(name) for name in OPTIONS})
             view = View(as_json=values.pop("as_json"), namespace=target.parts)
-            with reported(view), _reflection(target, creates=creates, store=store) as reflection:
+            with reported(view), _reflection(target, creates=creates) as reflection:
                 function(reflection, view, **values)
 
         _describe(command, function)
@@ -97,8 +98,8 @@ def _describe(command: Callable[..., None], function: Callable[..., Any]) -> Non
 
 
 @contextmanager
-def _reflection(target: Target, *, creates: bool, store: str) -> Iterator[Reflection]:
-    reflection = _from_app(target.app) if target.app else _from_place(target, creates=creates, store=store)
+def _reflection(target: Target, *, creates: bool) -> Iterator[Reflection]:
+    reflection = _from_app(target.app) if target.app else _from_place(target, creates=creates)
     try:
         yield reflection
     finally:
@@ -124,11 +125,11 @@ def _from_app(app: str) -> Reflection:
     return found
 
 
-def _from_place(target: Target, *, creates: bool, store: str) -> Reflection:
+def _from_place(target: Target, *, creates: bool) -> Reflection:
     if target.ledger is not None:
         if target.parts is None:
             raise ConfigurationError("--namespace", None, "parts with commas between", "A shared ledger needs one.")
-        return Reflection(ledger=target.ledger, namespace=target.parts, store=store)
+        return Reflection(ledger=target.ledger, namespace=target.parts, store=STORE)
     path = _folder(target.path)
     if not creates and not (path / "ledger.db").is_file():
         raise ConfigurationError(
@@ -137,7 +138,7 @@ def _from_place(target: Target, *, creates: bool, store: str) -> Reflection:
             "a folder with a ledger.db",
             "Runs make one; or name another place: --path, --ledger, --app.",
         )
-    return Reflection(path=str(path), namespace=target.parts, store=store)
+    return Reflection(path=str(path), namespace=target.parts, store=STORE)
 
 
 def _folder(given: Path | None) -> Path:

@@ -18,7 +18,7 @@ from rich.text import Text
 from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, ReflectionRecord, Retrieved, Step
 
 SHORT = 8
-"""Characters of an id in a table: enough to name it in the next command."""
+"""Last characters of an id in a table, enough to name it in the next command; the first ones may be a time."""
 
 LESSON = ("id", "status", "version", "shown", "when", "do")
 
@@ -170,7 +170,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 def _short(column: str, cell: Any) -> Any:
-    return str(cell)[:SHORT] if column in ("id", "by") else str(cell)[:200]
+    return str(cell)[-SHORT:] if column in ("id", "by") else str(cell)[:200]
 
 
 def _one_line(cell: Any) -> str:

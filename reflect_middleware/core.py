@@ -37,9 +37,11 @@ class Core:
         self.parts = Parts(self)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
+        self.calls = Lane("calls", threads=4)
+        """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        weakref.finalize(self, _stop, (self.finder.lane, self.keeper.judge, self.keeper.writer))
+        weakref.finalize(self, _stop, (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer))
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
         """A session for a run that starts now; None if it is none of our business."""
@@ -105,7 +107,7 @@ class Core:
         self.closed = True
         self.drain(self.options.exit_timeout)
         self.parts.close()
-        for lane in (self.keeper.judge, self.finder.lane, self.keeper.writer):
+        for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
             lane.stop()
 
     def renew(self) -> None:

@@ -1,8 +1,8 @@
 """Daemon threads of our own.
 
 Executors are no use here: they refuse work at interpreter exit and inside a cancelled scope, and a user's busy
-default executor would hold up our records. A lane is a queue and one or more daemon threads, started on first use in each
-process.
+default executor would hold up our records. A lane is a queue and one or more daemon threads, started on first use in
+each process.
 """
 
 from __future__ import annotations

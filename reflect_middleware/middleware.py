@@ -1,7 +1,8 @@
 """The middleware for `langchain.agents.create_agent`: lessons by `wrap_model_call`, recording by a watch on callbacks.
 
 Hooks before and after the agent would change its diagram and miss every ending but the normal one. A configure hook
-sees them all: it puts one handler into every callback manager, which follows only the runs that our middleware asked it to.
+sees them all: it puts one handler into every callback manager, which follows only the runs that our middleware asked
+it to.
 """
 
 from __future__ import annotations
@@ -275,7 +276,9 @@ def _with_lessons(request: ModelRequest[Any], session: Session | None) -> ModelR
     if session is None or not session.block or boundary.muted():
         return request
     try:
-        return _merged(request, session.block) if session.wants_lessons(var_child_runnable_config.get() or {}) else request
+        return (
+            _merged(request, session.block) if session.wants_lessons(var_child_runnable_config.get() or {}) else request
+        )
     except Exception as error:  # noqa: BLE001 - boundary to the user's run
         session.core.failed("inject", error)
         return request

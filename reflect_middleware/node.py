@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 def reflect_node(core: Core, spec: Spec) -> RunnableLambda[Any, dict[str, Any]]:
     """A node that starts what is due in the run's namespace; with `run="inline"` it waits for it."""
 
-    def reflect(state: Any, config: RunnableConfig) -> Any:
+    def reflect(_: Any, config: RunnableConfig) -> Any:
         if (due := _due(core, spec, config)) is not None:
             due.result()
         return None  # no update, whatever the state's form
 
-    async def areflect(state: Any, config: RunnableConfig) -> Any:
+    async def areflect(_: Any, config: RunnableConfig) -> Any:
         if (due := _due(core, spec, config)) is not None:
             await awaited(due)
         return None  # no update, whatever the state's form
@@ -42,6 +43,10 @@ def _due(core: Core, spec: Spec, config: RunnableConfig) -> Any:
     if namespace is None:
         return None
     if core.options.run == "inline":
-        return core.keeper.judge.submit(lambda: core.safely("reflect", lambda: core.parts.learner.run_due_and_wait(namespace)))
-    core.keeper.writer.submit(lambda: core.safely("reflect", lambda: core.parts.learner.poke(namespace)))
+        return core.keeper.judge.submit(lambda: _safely(core, lambda: core.parts.learner.run_due_and_wait(namespace)))
+    core.keeper.writer.submit(lambda: _safely(core, lambda: core.parts.learner.poke(namespace)))
     return None
+
+
+def _safely(core: Core, work: Callable[[], Any]) -> None:
+    core.safely("reflect", work)

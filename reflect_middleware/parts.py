@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from reflect_middleware.learn import Learner
     from reflect_middleware.ledger import Ledger
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -80,7 +82,10 @@ class Parts:
         """Close what was opened here, in the order in which it depends on each other."""
         for name in ("learner", "index", "ledger"):
             if name in self._made:
-                self._made[name].close()
+                try:
+                    self._made[name].close()
+                except Exception:  # a store's driver, say; the rest must be closed all the same
+                    logger.warning("reflect: the %s could not be closed", name, exc_info=True)
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._made:

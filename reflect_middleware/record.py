@@ -1,20 +1,19 @@
-"""Watching a run: a callback handler that notes every model call, tool call and ending, and renders them afterwards."""
+"""Watching a run: a callback handler that notes every model call, tool call and ending."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 
-from reflect_middleware.render import STEP_CHARS, as_json, message_line, messages_in, shortened
-from reflect_middleware.types import Step, StepKind
+from reflect_middleware.render import STEP_CHARS, as_json, messages_in
+from reflect_middleware.types import StepKind
 
 try:
     from langgraph.callbacks import GraphCallbackHandler as _Handler
@@ -216,17 +215,7 @@ class Recorder(_Handler):
             parent_run_id = run.parent
         return "", True
 
-    def rendered(self, clean: Callable[[str], str]) -> tuple[Step, ...]:
-        """The steps as text, in the order in which they started.
-
-        System text is left out: the reflector must neither learn an agent's own prompt nor its lessons again.
-        """
-        seen: set[Any] = set()
-        return tuple(_step(noted, seen, clean) for noted in list(self.steps.values()))
-
-    def _start(
-        self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None
-    ) -> None:
+    def _start(self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None) -> None:
         where = metadata or {}
         depth = str(where.get("langgraph_checkpoint_ns", "")).count("|")
         node = str(where.get("langgraph_node", ""))
@@ -260,7 +249,7 @@ class Recorder(_Handler):
         called = message.tool_call_id
         if called in self.tool_calls or called in self.steps:
             return
-        if _key(message) in {_key(standing) for standing in messages_in(run.given)}:
+        if message_key(message) in {message_key(standing) for standing in messages_in(run.given)}:
             return
         at = time.monotonic()
         text = as_json(message.content, STEP_CHARS)
@@ -269,54 +258,6 @@ class Recorder(_Handler):
         )
 
 
-def resume_step(value: Any, clean: Callable[[str], str]) -> Step:
-    """The step that says with which answer an interrupted run went on."""
-    return Step(kind="resume", input="" if value is None else shortened(value, STEP_CHARS, clean))
-
-
-def described(error: BaseException | str | None, clean: Callable[[str], str]) -> str:
-    """An error as `Type: message`."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}" if error is not None else ""
-    return shortened(text, STEP_CHARS, clean) if text else ""
-
-
-def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
-    given = _given(noted.input, seen)
-    if isinstance(noted.output, list):
-        seen.update(_key(m) for m in noted.output if isinstance(m, BaseMessage))
-    output = _text(noted.output)
-    return Step(
-        kind=noted.kind,
-        name=noted.name,
-        node=noted.node,
-        depth=noted.depth,
-        input=shortened(given, STEP_CHARS, clean) if given not in (None, "") else "",
-        output=shortened(output, STEP_CHARS, clean) if output not in (None, "") else "",
-        error=described(noted.error, clean),
-        run_id=noted.run_id,
-        started_at=datetime.fromtimestamp(noted.started, UTC),
-        seconds=max(0.0, (noted.ended or noted.began) - noted.began),
-        input_tokens=noted.usage[0],
-        output_tokens=noted.usage[1],
-    )
-
-
-def _key(message: BaseMessage) -> Any:
+def message_key(message: BaseMessage) -> Any:
+    """What tells a message from all others."""
     return message.id or id(message)
-
-
-def _given(value: Any, seen: set[Any]) -> Any:
-    """What went in; of a model's messages only those that no earlier call had."""
-    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
-        new = [m for m in value if not isinstance(m, SystemMessage) and _key(m) not in seen]
-        seen.update(_key(m) for m in value)
-        return "\n".join(message_line(m) for m in new)
-    return value
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
-        return "\n".join(message_line(m) for m in value)
-    if isinstance(value, BaseMessage):
-        return message_line(value).partition(": ")[2]
-    return value

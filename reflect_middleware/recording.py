@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from langchain_core.messages import BaseMessage, SystemMessage
+
 from reflect_middleware.episodes_table import Record
-from reflect_middleware.record import described, resume_step
-from reflect_middleware.render import STEP_CHARS, VALUE_CHARS, clip, fingerprint, plain, shortened
+from reflect_middleware.record import Noted, Recorder, message_key
+from reflect_middleware.render import STEP_CHARS, VALUE_CHARS, clip, fingerprint, message_line, plain, shortened
 from reflect_middleware.session import Session
-from reflect_middleware.types import Episode, EpisodeStatus
+from reflect_middleware.types import Episode, EpisodeStatus, Step
 
 Redact = Callable[[str], str] | None
 
@@ -38,9 +40,9 @@ def record_of(
     """
     plan, recorder = session.plan, session.recorder
     clean = cleaner(redact)
-    steps = recorder.rendered(clean)
+    steps = _steps(recorder, clean)
     if earlier is not None and plan.resume is not None:
-        steps = (*earlier.trajectory, resume_step(plan.resume[0], clean), *steps)
+        steps = (*earlier.trajectory, _resume_step(plan.resume[0], clean), *steps)
     interrupted = status == "interrupted"
     episode = Episode(
         id=session.episode_id,
@@ -58,7 +60,7 @@ def record_of(
         reference=shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
         metadata=_metadata(plan.metadata, clean),
         status=status,
-        error=described(error, clean) if status == "failed" else "",
+        error=_described(error, clean) if status == "failed" else "",
         trajectory=steps,
         exposures=session.choice.exposures,
         started_at=earlier.started_at if earlier else session.started,
@@ -83,6 +85,64 @@ def cleaner(redact: Redact) -> Callable[[str], str]:
         return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
     return clean
+
+
+def _steps(recorder: Recorder, clean: Callable[[str], str]) -> tuple[Step, ...]:
+    """What was noted as text, in the order in which it started.
+
+    System text is left out: the reflector must neither learn an agent's own prompt nor its lessons again.
+    """
+    seen: set[Any] = set()
+    return tuple(_step(noted, seen, clean) for noted in list(recorder.steps.values()))
+
+
+def _resume_step(value: Any, clean: Callable[[str], str]) -> Step:
+    """The step that says with which answer an interrupted run went on."""
+    return Step(kind="resume", input="" if value is None else shortened(value, STEP_CHARS, clean))
+
+
+def _described(error: BaseException | str | None, clean: Callable[[str], str]) -> str:
+    """An error as `Type: message`."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}" if error is not None else ""
+    return shortened(text, STEP_CHARS, clean) if text else ""
+
+
+def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
+    given = _given(noted.input, seen)
+    if isinstance(noted.output, list):
+        seen.update(message_key(m) for m in noted.output if isinstance(m, BaseMessage))
+    output = _text(noted.output)
+    return Step(
+        kind=noted.kind,
+        name=noted.name,
+        node=noted.node,
+        depth=noted.depth,
+        input=shortened(given, STEP_CHARS, clean) if given not in (None, "") else "",
+        output=shortened(output, STEP_CHARS, clean) if output not in (None, "") else "",
+        error=_described(noted.error, clean),
+        run_id=noted.run_id,
+        started_at=datetime.fromtimestamp(noted.started, UTC),
+        seconds=max(0.0, (noted.ended or noted.began) - noted.began),
+        input_tokens=noted.usage[0],
+        output_tokens=noted.usage[1],
+    )
+
+
+def _given(value: Any, seen: set[Any]) -> Any:
+    """What went in; of a model's messages only those that no earlier call had."""
+    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
+        new = [m for m in value if not isinstance(m, SystemMessage) and message_key(m) not in seen]
+        seen.update(message_key(m) for m in value)
+        return "\n".join(message_line(m) for m in new)
+    return value
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
+        return "\n".join(message_line(m) for m in value)
+    if isinstance(value, BaseMessage):
+        return message_line(value).partition(": ")[2]
+    return value
 
 
 def _metadata(metadata: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:

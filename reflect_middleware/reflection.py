@@ -432,7 +432,7 @@ class Reflection:
         )
 
     async def _twin(self, work: Callable[[], R]) -> R:
-        return await awaited(self._core.finder.lane.submit(work))
+        return await awaited(self._core.calls.submit(work))
 
 
 def _run_id(target: Any) -> str:

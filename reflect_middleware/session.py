@@ -98,7 +98,9 @@ class Session:
         if self.plan.spec.inject is not None:
             return bool(self.plan.spec.inject({**metadata, "langgraph_node": node}))
         # LangChain names the source of the calls that its own middleware makes: summaries, tool selection.
-        return outside_tools and not node.endswith(MIDDLEWARE_HOOKS) and not metadata.get("lc_source")
+        source = metadata.get("lc_source")
+        own = source is None or source == self.plan.metadata.get("lc_source")
+        return outside_tools and own and not node.endswith(MIDDLEWARE_HOOKS)
 
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""

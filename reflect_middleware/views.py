@@ -36,7 +36,7 @@ def twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
 
     @functools.wraps(method)
     async def asynchronous(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await awaited(self._core.finder.lane.submit(lambda: method(self, *args, **kwargs)))
+        return await awaited(self._core.calls.submit(lambda: method(self, *args, **kwargs)))
 
     asynchronous.__doc__ = f"Async twin of `{method.__name__}`."
     asynchronous.__name__ = f"a{method.__name__}"

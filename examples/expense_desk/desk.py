@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 KINDS = ("travel", "meals", "lodging")
 FIELDS = ("amount", "date", "cost_centre", "account", "entity")
 
+ACCEPTED = "accepted"
 Value = str | float
 
 
@@ -97,7 +100,47 @@ def draw_rules(seed: int) -> Rules:
     )
 
 
-def review(rules: Rules, facts: Facts, claim: dict[str, Value]) -> list[str]:
+def review(rules: Rules, facts: Facts, claim: Mapping[str, Any]) -> list[str]:
     """The clerk's complaints, one per wrong field; empty when the claim is accepted."""
     right = rules.correct(facts)
     return [f"{f}: {rules.expectation(f, facts)}" for f in FIELDS if claim.get(f) != right[f]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filed:
+    """One claim: what was asked, what the agent submitted first, and what the desk said to that."""
+
+    task: str
+    claim: dict[str, Any]
+    answer: str
+
+    @property
+    def accepted(self) -> bool:
+        """Success: accepted at the first submission."""
+        return self.answer == ACCEPTED
+
+
+class Desk:
+    """An office's desk: it knows the receipts and answers each submission."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._receipts: dict[str, Facts] = {}
+        self._submitted: dict[str, list[tuple[dict[str, Any], str]]] = {}
+
+    def expect(self, thread_id: str, facts: Facts) -> None:
+        """Lay the receipt of a coming claim on the desk."""
+        self._receipts[thread_id] = facts
+        self._submitted[thread_id] = []
+
+    def submit(self, thread_id: str, claim: dict[str, Any]) -> str:
+        """Check a claim against its receipt and the house rules."""
+        complaints = review(self.rules, self._receipts[thread_id], claim)
+        answer = f"rejected: {'; '.join(complaints)}" if complaints else ACCEPTED
+        self._submitted[thread_id].append((claim, answer))
+        return answer
+
+    def first(self, thread_id: str, task: str) -> Filed:
+        """What was submitted first, and the answer."""
+        claim, answer = next(iter(self._submitted[thread_id]), ({}, "nothing was submitted"))
+        return Filed(task=task, claim=claim, answer=answer)

@@ -84,7 +84,7 @@ def test_lesson_is_added_edited_retired_and_approved(module: str) -> None:
     target = ("--app", f"{module}:reflection")
     added = data("lessons", "add", "--when", "writing dates", "--do", "use ISO", *target)
     assert (added["status"], added["version"]) == ("active", 1)
-    short = added["id"][:8]
+    short = added["id"][-8:]
     sys.modules.pop(module)
     assert data("lessons", "edit", short, "--do", "use ISO 8601", "--pinned", *target)["do"] == "use ISO 8601"
     assert data("lessons", "retire", short, "--path", ".reflect")["status"] == "retired"
@@ -102,7 +102,7 @@ def test_search_finds_the_nearest(module: str) -> None:
 def test_rollback_undoes_what_came_after_a_reflection(module: str) -> None:
     added = data("lessons", "add", "--when", "writing dates", "--do", "use ISO", "--app", f"{module}:reflection")
     [reflection] = data("reflections")
-    [changed] = data("lessons", "rollback", "--to", reflection["id"][:8])
+    [changed] = data("lessons", "rollback", "--to", reflection["id"][-8:])
     assert (changed["id"], changed["status"]) == (added["id"], "retired")
 
 
@@ -116,7 +116,7 @@ def test_episodes(home: Path) -> None:
     assert episode["rewards"][0]["value"] == 0.25
     assert data("episodes", "--thread", "elsewhere") == []
     assert data("episodes", "list", "--status", "failed") == []
-    text = run("episodes", "show", episode["id"][:8]).stdout
+    text = run("episodes", "show", episode["id"][-8:]).stdout
     assert "0.25 outcome/reward" in text
     assert "pay 12 EUR" in run("episodes", "show", episode["id"], FORCE_COLOR="1").stdout
 
@@ -180,7 +180,7 @@ def test_short_id_must_name_one(module: str) -> None:
         sys.modules.pop(module, None)
         run("lessons", "add", "--when", f"case {number}", "--do", f"act {number}", *target)
     ids = [lesson["id"] for lesson in data("lessons")]
-    [twice, *_] = [one[0] for one in ids if sum(other[0] == one[0] for other in ids) > 1]
+    [twice, *_] = [one[-1] for one in ids if sum(other[-1] == one[-1] for other in ids) > 1]
     assert "more of its characters" in run("lessons", "show", twice, code=1).stderr
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -26,8 +25,9 @@ ENTRY_POINTS = [
 
 
 def run(code: str) -> str:
-    """The output of a fresh interpreter."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "REFLECT"))}
+    """The output of a fresh interpreter that may keep bytecode, as one of an installed package has."""
+    unwanted = ("COV", "REFLECT", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout
 
@@ -51,7 +51,7 @@ def test_import_loads_no_heavy_package() -> None:
 def test_import_takes_less_than_one_and_a_half_of_langgraph() -> None:
     import_seconds("reflect_middleware")  # writes bytecode, warms the disk cache
     pairs = [(import_seconds("langgraph.graph"), import_seconds("reflect_middleware")) for _ in range(5)]
-    bare, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
+    bare, ours = map(min, zip(*pairs, strict=True))  # the rest is what other processes did to the caches
     assert ours < 1.5 * bare, f"{ours:.2f} s against {bare:.2f} s"
 
 
