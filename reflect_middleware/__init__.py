@@ -1,4 +1,4 @@
-"""Make any LangGraph agent learn from its own runs: retrieve lessons, record episodes, reflect after every K of them."""
+"""Make any LangGraph agent learn from its own runs: find lessons, record episodes, reflect after every K of them."""
 
 from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
 from reflect_middleware.cadence import Cadence, EveryEpisodes

@@ -1,4 +1,4 @@
-"""What all wrapped agents of a Reflection share: how a run begins, what happens when something of ours fails, the end."""
+"""What all wrapped agents of a Reflection share: how a run begins, what is done when ours fails, the end."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ class Core:
     def drain(self, timeout: float | None) -> bool:
         """Wait for records, rewards and due reflections; False if `timeout` seconds passed first."""
         end = None if timeout is None else time.monotonic() + timeout
-        return all(
-            lane.wait_idle(None if end is None else max(0.0, end - time.monotonic())) for lane in self._lanes()
-        )
+        return all(lane.wait_idle(None if end is None else max(0.0, end - time.monotonic())) for lane in self._lanes())
 
     def close(self) -> None:
         """Write what is queued, give running work `exit_timeout`, release the rest."""
@@ -167,9 +165,18 @@ class Core:
 
     def _count(self, where: str, text: str) -> None:
         try:
-            self.parts.ledger.lessons.count(where, text)
+            self.parts.ledger.lessons.count(where, self._redacted(text))
         except ReflectError:
             logger.debug("reflect: cannot count a failure of %s", where, exc_info=True)
+
+    def _redacted(self, text: str) -> str:
+        """An error's text as it may be stored: it can quote what the user wants kept out."""
+        if (clean := self.options.redact) is None:
+            return text
+        try:
+            return str(clean(text))
+        except Exception:  # noqa: BLE001 - the user's callable, whose own failure this may be
+            return text.partition(":")[0]
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

@@ -151,6 +151,7 @@ class Database:
         self.url = url
         self.fsync = fsync
         self._pid = 0
+        self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
 
@@ -193,9 +194,10 @@ class Database:
         )
 
     def close(self) -> None:
-        """Close this process's connections; the next use opens new ones."""
+        """Close this process's connections for good."""
         with self._lock:
             engine, self._engine = self._engine, None
+            self._closed = True
         if engine is not None and self._pid == os.getpid():
             engine.dispose()
 
@@ -203,6 +205,8 @@ class Database:
         if self._engine is not None and self._pid == os.getpid():
             return self._engine
         with self._lock:
+            if self._closed:
+                raise LedgerError("The ledger is closed: this Reflection was closed. Build a new one.")
             if self._engine is None or self._pid != os.getpid():
                 if self._engine is not None:
                     # Inherited by fork: its connections belong to the parent.
@@ -240,8 +244,8 @@ class Database:
         try:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
+            what = getattr(error, "orig", None) or error
             raise LedgerError(
-                f"The ledger at {self.url_shown} cannot be used: {getattr(error, 'orig', None) or error}. Check that it exists, is writable and is not full;"
-                " `reflect doctor` tells more."
+                f"The ledger at {self.url_shown} cannot be used: {what}. Check that it exists, is writable and is not"
+                " full; `reflect doctor` tells more."
             ) from error
-

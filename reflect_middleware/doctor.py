@@ -58,8 +58,7 @@ def _embedder(core: Core) -> str:
 
 
 def _store(core: Core) -> str:
-    for namespace in core.parts.ledger.lessons.namespaces():
-        core.parts.index.sync(namespace)
+    core.parts.index.open()
     return f"{core.options.store!r}; searches go over {core.parts.index.describe()}"
 
 

@@ -199,10 +199,7 @@ class EpisodeTable:
         shown: dict[str, list[float | None]] = {}
         for lesson_id, episode_id in pairs:
             shown.setdefault(lesson_id, []).append(combined(judged.get(episode_id, ())))
-        return {
-            lesson_id: (len(values), sum(known) / len(known) if (known := [v for v in values if v is not None]) else None)
-            for lesson_id, values in shown.items()
-        }
+        return {lesson_id: (len(values), _mean(values)) for lesson_id, values in shown.items()}
 
     def _read(
         self, connection: sa.Connection, *where: Any, newest: bool = False, limit: int | None = None
@@ -229,11 +226,14 @@ class EpisodeTable:
         same = (rewards.c.target == episode_id, rewards.c.source == reward.source, rewards.c.key == reward.key)
         connection.execute(rewards.update().where(*same, rewards.c.current).values(current=False))
         self._insert(connection, episode_id, reward, waiting=False)
-        consumed = connection.execute(
-            table.update()
-            .where(table.c.id == episode_id, table.c.reflection_id == "", table.c.ready_at.is_not(None))
-            .values(ready_at=0.0)
-        ).rowcount == 0
+        consumed = (
+            connection.execute(
+                table.update()
+                .where(table.c.id == episode_id, table.c.reflection_id == "", table.c.ready_at.is_not(None))
+                .values(ready_at=0.0)
+            ).rowcount
+            == 0
+        )
         if consumed:
             self._mark_for_review(connection, episode_id)
 
@@ -271,9 +271,7 @@ class EpisodeTable:
         )
         for row in connection.execute(query).all():
             lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})
-            connection.execute(
-                lessons.update().where(lessons.c.id == row.id).values(body=lesson.model_dump_json())
-            )
+            connection.execute(lessons.update().where(lessons.c.id == row.id).values(body=lesson.model_dump_json()))
 
     def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
         query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
@@ -282,6 +280,11 @@ class EpisodeTable:
             roots = sa.select(table.c.id).where(table.c.root_run_id == alias, table.c.parent_id == "")
             found = [row.id for row in connection.execute(roots)]
         return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _rewards(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:

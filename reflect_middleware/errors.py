@@ -1,7 +1,7 @@
 """Every error this package raises on purpose.
 
-One base, `ReflectError`, plus the built-in parent that fits, so that both `except ReflectError` and `except LookupError`
-work. Each message says what happened, with which value, what is allowed, and what to do next.
+One base, `ReflectError`, plus the built-in parent that fits: both `except ReflectError` and `except LookupError` work.
+Each message says what happened, with which value, what is allowed, and what to do next.
 """
 
 from __future__ import annotations

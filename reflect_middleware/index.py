@@ -6,6 +6,7 @@ compared exactly, so every process sees a change at its next search, and a store
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ class Index:
                 self.sync_later(namespace)
             return self._search_exactly(namespace, revision, vector, k)
         try:
-            hits = store.search(namespace, vector, k)
+            hits = store.search(self._space(namespace), vector, k)
         except Exception as error:  # noqa: BLE001 - any driver; the ledger's vectors serve meanwhile
             self._give_up(error)
             return self._search_exactly(namespace, revision, vector, k)
@@ -112,10 +113,10 @@ class Index:
         mark = self._marks.get(namespace)
         rows = self.lessons.indexed(namespace, 0 if mark is None else mark, self.embedder.id)
         if mark is None:
-            stray = store.ids(namespace) - {row.id for row in rows if row.active}
-            store.delete(namespace, stray)
-        store.upsert(namespace, _entries(rows))
-        store.delete(namespace, [row.id for row in rows if not row.active])
+            stray = store.ids(self._space(namespace)) - {row.id for row in rows if row.active}
+            store.delete(self._space(namespace), stray)
+        store.upsert(self._space(namespace), _entries(rows))
+        store.delete(self._space(namespace), [row.id for row in rows if not row.active])
         self._marks[namespace] = max((row.revision for row in rows), default=mark or 0)
 
     def close(self) -> None:
@@ -127,6 +128,16 @@ class Index:
             self._marks.clear()
         if store is not None:
             store.close()
+
+    def open(self) -> None:
+        """Open the store, if one is to be used.
+
+        Raises:
+            StoreError: If it cannot be opened; `StoreLockedError` if another process has it.
+        """
+        if self._open_store is not None:
+            with contextlib.suppress(StoreLockedError):
+                self._opened(self._open_store)
 
     def describe(self) -> str:
         """Which way searches go now, for `reflect doctor`."""
@@ -176,6 +187,10 @@ class Index:
             self._not_before = time.monotonic() + RETRY_SECONDS
         if store is not None:
             self.lane.submit(store.close)
+
+    def _space(self, namespace: Namespace) -> Namespace:
+        """The store's name for a namespace: vectors of different embedders never meet."""
+        return (*namespace, self.embedder.id)
 
     def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
         if self._store is None:

@@ -23,5 +23,5 @@ class Ledger:
         self.reflections = ReflectionTable(self.database, self.lessons)
 
     def close(self) -> None:
-        """Close this process's connections; the next use opens new ones."""
+        """Close this process's connections for good."""
         self.database.close()

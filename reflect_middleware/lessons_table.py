@@ -129,7 +129,7 @@ class LessonTable:
             row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
         return row.revision or 0, row.paused == "1"
 
-    def pause(self, value: bool) -> None:
+    def pause(self, *, value: bool) -> None:
         """Switch every process on this ledger off or on."""
         with self.db.write() as connection:
             connection.execute(self.db.upsert(meta, key="paused", value="1" if value else "0"))
@@ -184,7 +184,8 @@ class LessonTable:
     def counts(self) -> dict[str, tuple[int, str, float]]:
         """All counters: how often, the last message, and when (epoch seconds)."""
         with self.db.read() as connection:
-            return {row.name: (int(row._mapping["count"]), row.last, row.at) for row in connection.execute(sa.select(counters))}
+            rows = connection.execute(sa.select(counters)).mappings()
+            return {row["name"]: (row["count"], row["last"], row["at"]) for row in rows}
 
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
         key = to_key(namespace)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reflect_middleware.core import Core
 
 
-def reflect_node(core: Core, spec: Spec) -> RunnableLambda[Any, dict[str, Any]]:
+def reflect_node(core: Core, spec: Spec) -> RunnableLambda[Any, Any]:
     """A node that starts what is due in the run's namespace; with `run="inline"` it waits for it."""
 
     def reflect(_: Any, config: RunnableConfig) -> Any:

@@ -71,7 +71,9 @@ def options(**given: Any) -> Options:
     ledger, namespace = given.pop("ledger"), given.pop("namespace")
     if ledger is not None and namespace is None:
         raise ConfigurationError(
-            "namespace", namespace, "a tuple such as ('acme', '{user_id}') when ledger= names a shared database",
+            "namespace",
+            namespace,
+            "a tuple such as ('acme', '{user_id}') when ledger= names a shared database",
             "A shared ledger has no safe default.",
         )
     for name in ("reward_wait", "reward_timeout", "retrieve_timeout", "exit_timeout", "resume_within", "lease"):
@@ -112,7 +114,9 @@ def _url(ledger: Any, path: Path) -> str:
         return f"sqlite:///{path / 'ledger.db'}"
     if not isinstance(ledger, str) or "://" not in ledger:
         raise ConfigurationError(
-            "ledger", ledger, "a SQLAlchemy URL such as 'postgresql+psycopg://user:password@host/name'",
+            "ledger",
+            ledger,
+            "a SQLAlchemy URL such as 'postgresql+psycopg://user:password@host/name'",
             "Use path= for a folder.",
         )
     return ledger
@@ -131,7 +135,7 @@ def _model(model: Any) -> None:
 def _seconds(name: str, value: Any, *, positive: bool) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
     if not good or value < 0 or (positive and value == 0):
-        raise ConfigurationError(name, value, "seconds, a number above 0" if positive else "seconds, a number from 0 on")
+        raise ConfigurationError(name, value, f"seconds, a number {'above 0' if positive else 'from 0 on'}")
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -206,7 +206,7 @@ class Reflecting:
     def _tell(self, report: ReflectionReport) -> None:
         if not report.error:
             logger.info(
-                "reflect: %d episodes read, %d edits accepted, %d rejected, %d + %d tokens (namespace %s, reflection %s)",
+                "reflect: %d episodes read, %d edits accepted, %d rejected, %d + %d tokens (namespace %s, id %s)",
                 len(report.episodes),
                 len(report.accepted),
                 len(report.rejected),

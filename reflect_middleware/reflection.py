@@ -201,7 +201,7 @@ class Reflection:
             raise MissingExtraError("Reflection.middleware", "langchain") from error
         return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None))
 
-    def node(self) -> RunnableLambda[Any, dict[str, Any]]:
+    def node(self) -> RunnableLambda[Any, Any]:
         """A node that starts a due reflection, for graphs that want to show where; wrapping does without it."""
         return reflect_node(self._core, self._spec("", None, None, None, None))
 
@@ -210,7 +210,7 @@ class Reflection:
     def reward(
         self,
         target: Any = None,
-        value: float | bool | Reward | None = None,
+        value: float | Reward | None = None,
         *,
         thread_id: str | None = None,
         source: str = "outcome",
@@ -297,11 +297,11 @@ class Reflection:
 
     def pause(self) -> None:
         """Stop lessons and reflections in every process on this ledger; episodes are still recorded."""
-        self._open().parts.ledger.lessons.pause(True)
+        self._open().parts.ledger.lessons.pause(value=True)
 
     def resume(self) -> None:
         """The end of `pause`."""
-        self._open().parts.ledger.lessons.pause(False)
+        self._open().parts.ledger.lessons.pause(value=False)
 
     def doctor(self) -> tuple[Finding, ...]:
         """Check what works: ledger, embedder, store, model, and what has failed so far."""
@@ -315,7 +315,7 @@ class Reflection:
 
     # Async twins.
 
-    async def areward(self, target: Any = None, value: float | bool | Reward | None = None, **kwargs: Any) -> None:
+    async def areward(self, target: Any = None, value: float | Reward | None = None, **kwargs: Any) -> None:
         """Async twin of `reward`."""
         await self._twin(lambda: self.reward(target, value, **kwargs))
 

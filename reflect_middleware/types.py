@@ -35,7 +35,9 @@ def new_id() -> str:
 class Frozen(BaseModel):
     """Base of the stored nouns: immutable, docstrings under fields are their descriptions."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="constants", defer_build=True
+    )
 
 
 class Reward(Frozen):
@@ -218,7 +220,7 @@ class Task(Frozen):
 
 
 class Edit(Frozen):
-    """One change to the lessons, as the reflector proposed it; lessons and episodes by the prompt's handles (L1, E1)."""
+    """One change to the lessons, as the reflector proposed it; lessons and episodes by the prompt's handles."""
 
     op: EditOp
     episodes: tuple[str, ...] = ()

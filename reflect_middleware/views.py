@@ -113,7 +113,7 @@ class Lessons(View):
         """
         old = self._core.parts.ledger.lessons.get(lesson_id)
         if old.status == "active":
-            raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; only candidates and retired ones can be.")
+            raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; nothing to approve.")
         replaced = self._core.parts.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
         saved = self._save(_next(old, status="active"), old.version)
         for lesson in replaced:

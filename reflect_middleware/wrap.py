@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any, TypeVar
@@ -195,36 +196,35 @@ def _stream(base: Any) -> Callable[..., Iterator[Any]]:
 
 def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:  # noqa: C901 - an async generator cannot delegate
     @wraps(base.astream)
-    async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: C901
+    async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         session = self.__dict__[LINK].begin(self, input, config, kwargs.get("context"))
         error: BaseException | None = None
-        thrown: BaseException | None = None
         try:
             if session is not None:
                 config = with_handler(self.config, config, session.recorder)
                 await session.aprepare()
             chunks = base.astream(self, input, config, **kwargs)
+            step = _first(chunks)
             # The same steps as in `_drive`. An async generator cannot delegate, so they stand here, in the one
             # generator that the consumer closes, cancels or throws into.
             while True:
                 token = active.set(session) if session else None
                 try:
-                    chunk = await (anext(chunks) if thrown is None else chunks.athrow(thrown))
+                    chunk = await step
                 except StopAsyncIteration:
                     break
                 finally:
                     boundary.leave(token)
-                thrown = None
                 if session:
                     session.last = chunk
                 try:
                     yield chunk
+                    step = anext(chunks)
                 except GeneratorExit:
-                    if not chunks.ag_running:  # else the event loop, which is going down, closes it as well
-                        await chunks.aclose()
+                    await chunks.aclose()
                     raise
                 except BaseException as given:  # noqa: BLE001 - the consumer's `athrow`, passed on
-                    thrown = given
+                    step = chunks.athrow(given)
         except BaseException as raised:
             error = raised
             raise
@@ -233,9 +233,22 @@ def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:  # noqa: C901 - an
                 done = session.finish(status_of(error, session), error)
                 if error is None or isinstance(error, Exception):
                     await session.await_(done)
-            error = thrown = None
+            error = None
 
     return astream
+
+
+def _first(chunks: Any) -> Any:
+    """The first step of an async generator that is ours to close.
+
+    An event loop that ends closes the generators that it knows of, all at once: one that another is closing would fail.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return anext(chunks)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def _copy(base: Any) -> Callable[..., Any]:

@@ -12,9 +12,7 @@ from reflect_middleware import EveryEpisodes, ReflectionReport, testing
 from .conftest import RULE, adding, agent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from reflect_middleware import Episode, Reflection
+    from reflect_middleware import Episode
 
 Make = "Callable[..., Reflection]"
 
@@ -125,9 +123,8 @@ def test_namespaces_count_apart(make: Any) -> None:
 
 def test_background_reflection_tells_about_itself(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     reports: list[ReflectionReport] = []
-    reflection = make(
-        testing.ScriptedChatModel(lambda _: adding()), every=EveryEpisodes(1), run="background", on_reflection=reports.append
-    )
+    reflector = testing.ScriptedChatModel(lambda _: adding())
+    reflection = make(reflector, every=EveryEpisodes(1), run="background", on_reflection=reports.append)
     with caplog.at_level(logging.INFO, logger="reflect_middleware"):
         result = reflection.wrap(agent()).invoke({"messages": "Refund order 1"})
         reflection.reward(result, 0.0, comment=RULE)
@@ -152,7 +149,7 @@ def test_node_starts_what_is_due(make: Any) -> None:
 
     reflector = testing.ScriptedChatModel(lambda _: adding("Refund order"))
     reflection = make(reflector, every=1, run="inline")
-    off = make(reflector, every=1, run="external", path=str(reflection._options.path))  # noqa: SLF001
+    off = make(reflector, every=1, run="external", path=str(reflection._options.path))
     off.wrap(agent()).invoke({"messages": "Refund order 1"})
     builder = StateGraph(MessagesState)
     builder.add_node("reflect", reflection.node())

@@ -97,9 +97,7 @@ class Broken(testing.HashingEmbeddings):
 
 def test_lessons_wait_for_an_embedder_that_works(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = testing.ScriptedChatModel(lambda _: "refunded")
-    reflection = make(
-        testing.ScriptedChatModel(lambda _: adding("Refund order")), every=1, embeddings=Broken()
-    )
+    reflection = make(testing.ScriptedChatModel(lambda _: adding("Refund order")), every=1, embeddings=Broken())
     graph = reflection.wrap(agent(model))
     for _ in range(2):
         graph.invoke({"messages": "Refund order 1"})
@@ -126,7 +124,7 @@ def test_a_ledger_that_cannot_be_opened_says_what_to_do(tmp_path: Any, make: Any
 def test_records_wait_in_memory_while_the_ledger_cannot_be_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reflection = make(None, every=99)
     graph = reflection.wrap(agent())
-    episodes = reflection._core.parts.ledger.episodes  # noqa: SLF001
+    episodes = reflection._core.parts.ledger.episodes
     real = type(episodes).put
     monkeypatch.setattr(type(episodes), "put", lambda *_: (_ for _ in ()).throw(LedgerError("disk full")))
     graph.invoke({"messages": "Refund order 1"})

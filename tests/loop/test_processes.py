@@ -56,7 +56,7 @@ reflection.close()
 
 def child(path: Path, what: str, number: int = 0) -> subprocess.Popen[str]:
     """A process of its own with a Reflection on this path."""
-    return subprocess.Popen(  # noqa: S603 - our own code
+    return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(CHILD), str(path), what, str(number)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -116,7 +116,7 @@ def test_killed_after_the_run_returned_loses_nothing(tmp_path: Path, make: Any) 
 def test_a_claim_whose_owner_died_is_taken_over(tmp_path: Path, make: Any) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: adding("Refund order")), every=9, path=str(tmp_path))
     reflection.wrap(agent()).invoke({"messages": "Refund order 1"})
-    table = reflection._core.parts.ledger.reflections  # noqa: SLF001
+    table = reflection._core.parts.ledger.reflections
     claim = table.claim(("default",), "somebody who died", at_least=1, at_most=9, lease=-1.0)
     assert claim is not None
     report = reflection.reflect()
@@ -128,7 +128,7 @@ def test_a_lost_claim_commits_nothing(make: Any) -> None:
     stolen: list[Any] = []
 
     def slow(batch: Any) -> list[Any]:
-        table = reflection._core.parts.ledger.reflections  # noqa: SLF001
+        table = reflection._core.parts.ledger.reflections
         (running,) = [record for record in table.find() if record.status == "running"]
         with table.db.write() as connection:
             connection.exec_driver_sql("UPDATE reflections SET lease_until = 0")
@@ -154,11 +154,11 @@ def test_close_releases_an_unfinished_reflection(make: Any) -> None:
         return []
 
     reflection = make(reflector=stuck, every=1, run="background", exit_timeout=0.0)
-    path = str(reflection._options.path)  # noqa: SLF001
+    path = str(reflection._options.path)
     reflection.wrap(agent()).invoke({"messages": "Refund order 1"})
     assert started.wait(30)
     at = time.monotonic()
-    reflection._core.close()  # noqa: SLF001
+    reflection._core.close()
     assert time.monotonic() - at < 20
     other = make(testing.ScriptedChatModel(lambda _: adding("Refund order")), every=1, path=path)
     assert len(other.reflect().episodes) == 1

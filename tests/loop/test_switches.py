@@ -15,7 +15,7 @@ from .conftest import RULE, adding, agent
 if TYPE_CHECKING:
     from reflect_middleware import Reflection
 
-SECRET = "IBAN DE02 1203"  # noqa: S105 - a made-up one
+SECRET = "IBAN DE02 1203"
 
 
 def prompts(model: Any) -> list[str]:
@@ -122,9 +122,7 @@ def test_redaction_comes_before_storing_and_reflecting(make: Any) -> None:
     reflector = testing.ScriptedChatModel(lambda _: '{"edits": []}')
     model = testing.ScriptedChatModel(lambda messages: f"paid to {messages[-1].content}")
     reflection = make(reflector, every=1, redact=lambda text: text.replace(SECRET, "[bank]"), reward_wait=60)
-    result = reflection.wrap(agent(model)).invoke(
-        {"messages": f"Refund to {SECRET}"}, {"metadata": {"note": SECRET}}
-    )
+    result = reflection.wrap(agent(model)).invoke({"messages": f"Refund to {SECRET}"}, {"metadata": {"note": SECRET}})
     assert SECRET in result["messages"][-1].content
     reflection.reward(result, 0.0, comment=f"wrong: {SECRET}", correction=SECRET)
     (episode,) = reflection.episodes.list()
@@ -173,5 +171,5 @@ async def test_both_context_managers(make: Any) -> None:
         await two.aresume()
         assert await two.aflush(10)
         assert all(finding.ok for finding in await two.adoctor())
-    assert one._core.closed  # noqa: SLF001
-    assert two._core.closed  # noqa: SLF001
+    assert one._core.closed
+    assert two._core.closed

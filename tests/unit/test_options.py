@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 
-from reflect_middleware import Reflection, ReflectError, testing
+from reflect_middleware import ReflectError, Reflection, testing
 from reflect_middleware.errors import ConfigurationError, TemplateError, UnknownStoreError, WrapError
 
 
@@ -64,8 +64,8 @@ def test_a_template_is_no_namespace_to_list_lessons_of(tmp_path: Path) -> None:
 
 
 def test_building_touches_nothing(tmp_path: Path) -> None:
-    reflection = Reflection("openai:gpt-5-mini", path=tmp_path / "new", ledger="postgresql+psycopg://nowhere/x", namespace=("a",))
-    reflection.close()
+    elsewhere = "postgresql+psycopg://nowhere/x"
+    Reflection("openai:gpt-5-mini", path=tmp_path / "new", ledger=elsewhere, namespace=("a",)).close()
     assert not (tmp_path / "new").exists()
 
 
@@ -73,10 +73,10 @@ def test_path_is_made_absolute_once_and_the_environment_wins(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     with Reflection(path="here") as reflection:
         monkeypatch.chdir("/")
-        assert reflection._options.path == tmp_path / "here"  # noqa: SLF001
+        assert reflection._options.path == tmp_path / "here"
     monkeypatch.setenv("REFLECT_PATH", str(tmp_path / "there"))
     with Reflection(path="here") as reflection:
-        assert reflection._options.path == tmp_path / "there"  # noqa: SLF001
+        assert reflection._options.path == tmp_path / "there"
 
 
 def builder() -> StateGraph[Any, Any, Any, Any]:
@@ -120,4 +120,5 @@ def test_a_missing_namespace_value_means_no_lessons_and_one_warning(caplog: pyte
 def test_errors_have_the_parent_that_fits() -> None:
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(UnknownStoreError, LookupError)
-    assert all(issubclass(kind, ReflectError) for kind in (ConfigurationError, UnknownStoreError, WrapError, TemplateError))
+    kinds = (ConfigurationError, UnknownStoreError, WrapError, TemplateError)
+    assert all(issubclass(kind, ReflectError) for kind in kinds)

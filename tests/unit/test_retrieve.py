@@ -81,3 +81,11 @@ def test_never_over_budget_nor_over_top_k(texts: list[str], seen: int, budget: i
 def test_the_estimate_is_cautious(text: str) -> None:
     assert estimate_tokens(text) >= len(text) / 3.01 - 1
     assert estimate_tokens("é" * 30) == 30
+
+
+def test_the_evidence_stands_behind_the_advice_and_is_bounded() -> None:
+    told = Lesson(namespace=("a",), when="booking travel", do="write D9", because="account: must be D9 for travel")
+    assert '- When booking travel: write D9 (seen: "account: must be D9 for travel")' in block_of([told])
+    long = told.model_copy(update={"because": "x" * 500})
+    assert len(block_of([long])) < len(block_of([told])) + 120
+    assert "seen" not in block_of([lesson(1)])

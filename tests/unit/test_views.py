@@ -34,7 +34,7 @@ def test_add_edit_retire_approve_and_history(reflection: Reflection) -> None:
     lesson = reflection.lessons.add(when="refunding", do="ask", because="they said so")
     reflection.lessons.edit(lesson.id, do="ask a manager")
     reflection.lessons.retire(lesson.id)
-    with pytest.raises(LessonStateError, match="'retired' already.*approve"):
+    with pytest.raises(LessonStateError, match=r"'retired' already.*approve"):
         reflection.lessons.retire(lesson.id)
     reflection.lessons.approve(lesson.id)
     history = reflection.lessons.history(lesson.id)
@@ -119,7 +119,7 @@ def test_unknown_ids(reflection: Reflection) -> None:
 
 def test_two_writers_do_not_overwrite_each_other(reflection: Reflection) -> None:
     lesson = reflection.lessons.add(when="a", do="b")
-    table = reflection._core.parts.ledger.lessons  # noqa: SLF001
+    table = reflection._core.parts.ledger.lessons
     stale = table.get(lesson.id)
     reflection.lessons.edit(lesson.id, do="mine")
     from reflect_middleware.desk import Change
