@@ -32,7 +32,7 @@ def found(reflection: Reflection, text: str = "refund order") -> list[str]:
 
 def inner(reflection: Reflection) -> Any:
     """The index itself."""
-    return reflection._core.parts.index  # noqa: SLF001
+    return reflection._core.parts.index
 
 
 def test_chroma_answers_once_it_is_up_to_date(tmp_path: Path, make: Any) -> None:
