@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,9 +19,8 @@ from expense_desk.desk import ACCEPTED, Desk
 
 PROMPT = """\
 You file expense claims with the expense desk of an office.
-Read the request and fill in the form: amount, date, cost_centre, account, entity.
-The desk has house rules of its own for every field."""
-CORRECT = "Correct the claim."
+Read the request and fill in the form: amount, date, cost_centre, account, entity, receipt.
+The desk has house rules of its own for every field. If it rejects a claim, correct it."""
 LONGEST = 40
 """Most characters of a text in the form."""
 
@@ -37,18 +35,16 @@ class Form(BaseModel):
     cost_centre: str
     account: str
     entity: str
+    receipt: Literal["none", "attached"]
 
 
 def submission(desk: Desk) -> BaseTool:
     """The desk as the agent's tool. The receipt is looked up by the run's thread."""
 
-    @tool
-    def submit_claim(
-        amount: float, date: str, cost_centre: str, account: str, entity: str, config: RunnableConfig
-    ) -> str:
+    @tool(args_schema=Form)
+    def submit_claim(config: RunnableConfig, **claim: Any) -> str:
         """Submit a claim to the expense desk."""
-        form = Form(amount=amount, date=date, cost_centre=cost_centre, account=account, entity=entity)
-        return desk.submit(str(config["configurable"]["thread_id"]), form.model_dump())
+        return desk.submit(str(config["configurable"]["thread_id"]), claim)
 
     return submit_claim
 
@@ -66,14 +62,14 @@ def build_agent(model: BaseChatModel, desk: Desk, *, submissions: int = 2, notes
     system = SystemMessage(f"{PROMPT}\n\n{notes}" if notes else PROMPT)
 
     def fill(state: MessagesState) -> dict[str, list[AnyMessage]]:
-        reply = fill_in.invoke([system, *as_dialogue(state["messages"])])
+        reply = fill_in.invoke([system, *state["messages"]])
         call = {"name": "submit_claim", "args": claim_in(reply), "id": uuid4().hex, "type": "tool_call"}
         return {"messages": [AIMessage("", tool_calls=[call])]}
 
     def after(state: MessagesState) -> Literal["fill", "__end__"]:
         answers = [m for m in state["messages"] if isinstance(m, ToolMessage)]
         done = answers[-1].content == ACCEPTED or len(answers) >= submissions
-        return END if done else "fill"
+        return "__end__" if done else "fill"
 
     builder = StateGraph(MessagesState)
     builder.add_node("fill", fill)
@@ -95,29 +91,17 @@ def bounded_schema() -> dict[str, Any]:
     """The form's JSON schema; its texts have an end, which a small model may not find by itself."""
     schema = Form.model_json_schema()
     for field in schema["properties"].values():
-        if field["type"] == "string":
+        if field["type"] == "string" and "enum" not in field:
             field["maxLength"] = LONGEST
     return schema
 
 
 def claim_in(reply: dict[str, Any]) -> dict[str, Any]:
-    """The claim that the model wrote; an empty one where it wrote none."""
+    """The claim as the model wrote it; an empty one where it wrote none."""
     parsed = reply["parsed"]
+    claim: dict[str, Any] = parsed.model_dump() if isinstance(parsed, Form) else parsed
     try:
-        form = parsed if isinstance(parsed, Form) else Form.model_validate(parsed)
+        Form.model_validate(claim)
     except ValidationError:
-        form = Form(amount=0, date="", cost_centre="", account="", entity="")
-    return form.model_dump()
-
-
-def as_dialogue(messages: list[AnyMessage]) -> list[BaseMessage]:
-    """Tool calls and results as plain turns, which every model's chat template can show."""
-    turns: list[BaseMessage] = []
-    for message in messages:
-        if isinstance(message, AIMessage) and message.tool_calls:
-            turns.append(AIMessage(json.dumps(message.tool_calls[0]["args"])))
-        elif isinstance(message, ToolMessage):
-            turns.append(HumanMessage(f"{message.content}\n{CORRECT}"))
-        else:
-            turns.append(message)
-    return turns
+        return Form(amount=0, date="", cost_centre="", account="", entity="", receipt="none").model_dump()
+    return claim

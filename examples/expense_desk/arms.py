@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from expense_desk.agent import build_agent
-from expense_desk.models import Models
-from expense_desk.desk import Desk, Filed, Rules, draw_rules
-from expense_desk.outcome import LEARNED, NONE, PLACEBO, RAW, Learned, Meter, Outcome
-from expense_desk.placebo import unrelated
-from expense_desk.tasks import HELD_OUT, PRACTICE, Claim, draw_claims
 from langchain_core.messages import HumanMessage
 from langgraph.graph.state import CompiledStateGraph
 
+from expense_desk.agent import build_agent
+from expense_desk.desk import Desk, Filed, Rules, draw_rules
+from expense_desk.models import Models
+from expense_desk.outcome import LEARNED, NONE, PLACEBO, RAW, Learned, Meter, Outcome
+from expense_desk.placebo import unrelated
+from expense_desk.tasks import HELD_OUT, PRACTICE, Claim, draw_claims
 from reflect_middleware import Reflection, ReflectionReport
 
 NAME = "expense-desk"
@@ -54,8 +54,7 @@ class Experiment:
     def __init__(self, seed: int, models: Models, folder: Path, watcher: Watcher) -> None:
         self.rules: Rules = draw_rules(seed)
         self.models, self.folder, self.watcher = models, folder, watcher
-        self.meter = Meter()
-        self.outcome = Outcome(seed=seed, agent=self.meter.tokens)
+        self.outcome = Outcome(seed=seed)
 
     def run(self, *, practice: int, held_out: int) -> Outcome:
         """Practise on `practice` claims, then file the same `held_out` claims in each arm."""
@@ -91,8 +90,9 @@ class Experiment:
     def _practise(self, reflection: Reflection, claims: Sequence[Claim]) -> None:
         desk = Desk(self.rules)
         agent = reflection.wrap(build_agent(self.models.agent, desk, submissions=SUBMISSIONS), name=NAME)
+        meter = self._meter("practice")
         for number, claim in enumerate(claims):
-            result, filed = self._file(agent, desk, f"practice-{number}", claim)
+            result, filed = file_claim(agent, desk, f"practice-{number}", claim, meter)
             self.outcome.practice.append(filed)
             self.watcher.filed("practice", filed)
             reflection.reward(result, float(filed.accepted), source="outcome", comment=filed.answer)
@@ -109,20 +109,16 @@ class Experiment:
         if reflection is not None:
             agent = reflection.wrap(agent, name=NAME)
         self.outcome.held_out[arm] = []
+        meter = self._meter(arm)
         for number, claim in enumerate(claims):
-            _, filed = self._file(agent, desk, f"{arm}-{number}", claim, learn=False)
+            _, filed = file_claim(agent, desk, f"{arm}-{number}", claim, meter, learn=False)
             self.outcome.held_out[arm].append(filed)
             self.watcher.filed(arm, filed)
 
-    def _file(
-        self, agent: CompiledStateGraph[Any], desk: Desk, thread_id: str, claim: Claim, *, learn: bool = True
-    ) -> tuple[Any, Filed]:
-        desk.expect(thread_id, claim.facts)
-        result = agent.invoke(
-            {"messages": [HumanMessage(claim.text)]},
-            {"configurable": {"thread_id": thread_id, "reflect": {"learn": learn}}, "callbacks": [self.meter]},
-        )
-        return result, desk.first(thread_id, claim.text)
+    def _meter(self, phase: str) -> Meter:
+        meter = Meter()
+        self.outcome.agent[phase] = meter.tokens
+        return meter
 
     def _reflected(self, report: ReflectionReport) -> None:
         self.outcome.reflections += len(report.reflections)
@@ -140,3 +136,15 @@ def raw_rejections(practice: Sequence[Filed]) -> str:
         if not filed.accepted and len(longer) <= TOKEN_BUDGET * 3:
             text = longer
     return text
+
+
+def file_claim(
+    agent: CompiledStateGraph[Any], desk: Desk, thread_id: str, claim: Claim, meter: Meter, *, learn: bool = True
+) -> tuple[Any, Filed]:
+    """Run the agent on one claim; gives the run's result and the first submission."""
+    desk.expect(thread_id, claim.facts)
+    result = agent.invoke(
+        {"messages": [HumanMessage(claim.text)]},
+        {"configurable": {"thread_id": thread_id, "reflect": {"learn": learn}}, "callbacks": [meter]},
+    )
+    return result, desk.first(thread_id, claim.text)

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.console import Console
+
 from expense_desk.arms import EVERY, TOKEN_BUDGET, Experiment
 from expense_desk.errors import DemoError, UsedFolderError
 from expense_desk.models import Models, chosen
 from expense_desk.outcome import ARMS, Outcome
 from expense_desk.report import Screen, save_json, save_plot, show_banner, show_result
-from rich.console import Console
 
-PRACTICE = 20
-HELD_OUT = 20
+PRACTICE = 15
+HELD_OUT = 12
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +40,17 @@ def main(argv: list[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="reflect demo", description=__doc__)
-    parser.add_argument("--model", metavar="PROVIDER:NAME", help="a provider's model (default: one whose key is set, else the local one)")
+    parser.add_argument(
+        "--model",
+        metavar="PROVIDER:NAME",
+        help="a provider's model (default: one whose key is set, else the local one)",
+    )
     parser.add_argument("--scripted", action="store_true", help="a scripted model: seconds, no download, no network")
     parser.add_argument("--seed", type=int, default=1, help="which office and claims (default 1)")
     parser.add_argument("--seeds", type=seed_list, metavar="1,2,3", help="several seeds, one after the other")
-    parser.add_argument("--tasks", type=positive, default=HELD_OUT, help=f"held-out claims per arm (default {HELD_OUT})")
+    parser.add_argument(
+        "--tasks", type=positive, default=HELD_OUT, help=f"held-out claims per arm (default {HELD_OUT})"
+    )
     parser.add_argument("--practice", type=positive, default=PRACTICE, help=f"practice claims (default {PRACTICE})")
     parser.add_argument("--out", type=Path, help="folder for ledgers, plot and results (default reflect-demo/<time>)")
     return parser.parse_args(argv)
@@ -74,14 +81,18 @@ def run(given: argparse.Namespace, models: Models, console: Console) -> None:
     plot = save_plot(out / "learning_curve.png", outcomes, model=models.label, banner=models.banner)
     results = save_json(out / "results.json", outcomes, about)
     console.print(f"{time.monotonic() - started:.0f} s in all. Plot: {plot}\nResults: {results}", highlight=False)
-    console.print(f"The lessons: reflect lessons --path {out / f'seed-{outcomes[-1].seed}' / 'practice'}", highlight=False)
+    console.print(
+        f"The lessons: reflect lessons --path {out / f'seed-{outcomes[-1].seed}' / 'practice'}", highlight=False
+    )
 
 
 def run_seed(seed: int, given: argparse.Namespace, models: Models, out: Path, console: Console) -> Outcome:
     """One seed, in a fresh folder."""
     folder = out / f"seed-{seed}"
     if folder.exists():
-        raise UsedFolderError(f"{str(folder)!r} holds an earlier run, whose lessons would be a head start. Name another --out.")
+        raise UsedFolderError(
+            f"{str(folder)!r} holds an earlier run, whose lessons would be a head start. Name another --out."
+        )
     folder.mkdir(parents=True)
     steps = given.practice + len(ARMS) * given.tasks
     with Screen(console, models.banner, seed, steps) as screen:

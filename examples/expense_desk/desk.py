@@ -9,9 +9,10 @@ from typing import Any
 
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 KINDS = ("travel", "meals", "lodging")
-FIELDS = ("amount", "date", "cost_centre", "account", "entity")
+FIELDS = ("amount", "date", "cost_centre", "account", "entity", "receipt")
 
 ACCEPTED = "accepted"
+ATTACHED = "attached"
 Value = str | float
 
 
@@ -36,33 +37,47 @@ class Rules:
     affix: str
     accounts: dict[str, str]
     entity: str
+    receipt_limit: int
+    """Euros above which a receipt must be attached."""
 
     def correct(self, facts: Facts) -> dict[str, Value]:
-        """The only claim that this office accepts for these facts."""
+        """The only claim that this office accepts for these facts; a field that is free is left out."""
+        receipt = {"receipt": ATTACHED} if facts.cents > 100 * self.receipt_limit else {}
         return {
             "amount": amount_as(self.amount, facts.cents),
             "date": date_as(self.date, facts),
             "cost_centre": self.affix.replace("#", str(facts.cost_centre)),
             "account": self.accounts[facts.kind],
             "entity": self.entity,
+            **receipt,
         }
+
+    def words(self) -> str:
+        """All house rules in one line, for the spectators; no model ever sees it."""
+        accounts = ", ".join(f"{kind} on {code}" for kind, code in self.accounts.items())
+        centres = self.affix.replace("#", "<number>")
+        return (
+            f"amounts {AMOUNT_WORDS[self.amount]}; dates {self.date}; cost centres {centres}; {accounts};"
+            f" entity {self.entity}; receipts {ATTACHED} above {self.receipt_limit} euros"
+        )
 
     def expectation(self, field: str, facts: Facts) -> str:
         """How the clerk words what a wrong field should have been."""
         return {
             "amount": f"must be {AMOUNT_WORDS[self.amount]}",
             "date": f"must be {self.date}",
-            "cost_centre": f"must {affix_words(self.affix)}",
+            "cost_centre": f"must be {self.affix.replace('#', '<number>')}",
             "account": f"must be {self.accounts[facts.kind]} for {facts.kind}",
             "entity": f"must be {self.entity}",
+            "receipt": f"must be {ATTACHED} above {self.receipt_limit} euros",
         }[field]
 
 
 AMOUNT_WORDS = {
-    "cents": "in whole cents",
+    "cents": "in cents, not euros",
     "negative": "a negative number",
 }
-DATE_FORMS = ("YYYYMMDD", "DD.MM.YYYY", "YYYY/MM/DD", "DD/MM/YYYY")
+DATE_FORMS = ("YYYYMMDD", "DD.MM.YYYY", "YYYY/MM/DD", "YYYY.MM.DD")
 
 
 def amount_as(form: str, cents: int) -> float:
@@ -75,12 +90,6 @@ def date_as(form: str, facts: Facts) -> str:
     """The date in a form such as ``DD.MM.YYYY``."""
     text = form.replace("YYYY", f"{facts.year}").replace("MM", f"{facts.month:02}")
     return text.replace("DD", f"{facts.day:02}")
-
-
-def affix_words(affix: str) -> str:
-    """How the clerk names a prefix or a suffix (``#`` stands for the number)."""
-    head, _, tail = affix.partition("#")
-    return f"start with {head}" if head else f"end with {tail}"
 
 
 def draw_rules(seed: int) -> Rules:
@@ -97,13 +106,14 @@ def draw_rules(seed: int) -> Rules:
         affix=affix,
         accounts=accounts,
         entity=f"{letters[6]}{letters[7]}{rng.randint(10, 99)}",
+        receipt_limit=rng.choice((20, 25, 30, 50)),
     )
 
 
 def review(rules: Rules, facts: Facts, claim: Mapping[str, Any]) -> list[str]:
     """The clerk's complaints, one per wrong field; empty when the claim is accepted."""
     right = rules.correct(facts)
-    return [f"{f}: {rules.expectation(f, facts)}" for f in FIELDS if claim.get(f) != right[f]]
+    return [f"{f}: {rules.expectation(f, facts)}" for f in FIELDS if f in right and claim.get(f) != right[f]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,8 @@ def ensure_model(tell: Tell, step: Step) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with _locked(partial) as file:
+        for left in target.parent.glob("part-*"):
+            shutil.rmtree(left, ignore_errors=True)
         _fetch(file, step)
     check(partial)
     partial.replace(target)

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from langchain_core.language_models import BaseChatModel
+from rich.console import Console
+from rich.progress import Progress
+
 from expense_desk.errors import ProviderError
 from expense_desk.local_model import NAME, ensure_model
 from expense_desk.local_server import serving
 from expense_desk.scripted import BANNER, ScriptedModel
-from langchain_core.language_models import BaseChatModel
-from rich.console import Console
-from rich.progress import Progress
 
 PROVIDERS = {"OPENAI_API_KEY": "openai:gpt-5-mini", "ANTHROPIC_API_KEY": "anthropic:claude-haiku-4-5"}
 """A key in the environment names this model."""
@@ -64,8 +65,9 @@ def provider(name: str) -> BaseChatModel:
     try:
         model: BaseChatModel = init_chat_model(name)
     except Exception as exc:
+        said = f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
         raise ProviderError(
-            f"The model {name!r} cannot be used ({type(exc).__name__}: {exc}). Name one as provider:model, such as"
+            f"The model {name!r} cannot be used ({said}). Name one as provider:model, such as"
             " 'openai:gpt-5-mini', with its package installed and its key in the environment."
         ) from exc
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -54,8 +54,8 @@ class Learned:
 
     @property
     def text(self) -> str:
-        """As one line."""
-        return f"When {self.when}: {self.do}"
+        """As one line, evidence included, about as the prompt has it."""
+        return f'When {self.when}: {self.do} (seen: "{self.because}")'
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,8 @@ class Outcome:
     practice: list[Filed] = field(default_factory=list)
     lessons: list[Learned] = field(default_factory=list)
     held_out: dict[str, list[Filed]] = field(default_factory=dict)
-    agent: Tokens = field(default_factory=Tokens)
+    agent: dict[str, Tokens] = field(default_factory=dict)
+    """By the practice and by arm."""
     reflector: Tokens = field(default_factory=Tokens)
     reflections: int = 0
     problems: list[str] = field(default_factory=list)
@@ -77,9 +78,10 @@ class Outcome:
         """Success per held-out claim, in the same order in every arm."""
         return [filed.accepted for filed in self.held_out.get(arm, [])]
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, for the results file."""
-        return asdict(self)
+    def agent_tokens(self) -> Tokens:
+        """Of all claims together."""
+        parts = self.agent.values()
+        return Tokens(read=sum(t.read for t in parts), written=sum(t.written for t in parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ class Row:
     of: int
     difference: int
     """Successes more than without lessons."""
+    prompt: float
+    """Tokens read per claim."""
     p: float
     """Exact two-sided McNemar test against no lessons; 1 for that arm itself."""
 
@@ -109,7 +113,8 @@ def table_of(outcomes: Sequence[Outcome]) -> list[Row]:
         better = sum(b and not a for a, b in zip(base, got, strict=True))
         worse = sum(a and not b for a, b in zip(base, got, strict=True))
         p = mcnemar(better, worse)
-        rows.append(Row(arm=arm, successes=sum(got), of=len(got), difference=better - worse, p=p))
+        read = sum(outcome.agent[arm].read for outcome in outcomes) / max(len(got), 1)
+        rows.append(Row(arm=arm, successes=sum(got), of=len(got), difference=better - worse, prompt=read, p=p))
     return rows
 
 

@@ -27,7 +27,7 @@ PADDING = "and take your time with it, for haste has spoiled more of this work t
 
 
 def unrelated(lessons: Sequence[str]) -> list[tuple[str, str]]:
-    """As many unrelated lessons, each about as long (to the word) as its model `When <when>: <do>`."""
+    """As many unrelated lessons, each as long as its model to the word."""
     return [as_long_as(text, when, do) for text, (when, do) in zip(lessons, cycle(UNRELATED), strict=False)]
 
 

@@ -6,16 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from expense_desk.desk import Filed
-from expense_desk.outcome import LEARNED, NONE, Outcome, Row, table_of
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from expense_desk.desk import Filed, draw_rules
+from expense_desk.outcome import LEARNED, NONE, Outcome, Row, table_of
 from reflect_middleware import ReflectionReport
 
 BLOCK = 5
@@ -40,7 +40,7 @@ class Screen:
         self.steps, self.banner, self.done = steps, banner, {"": 0}
         self.seed = seed
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         """Start the bar."""
         self.console.rule(f"office {self.seed}" + (f" · {self.banner}" if self.banner else ""))
         self.progress.start()
@@ -80,7 +80,14 @@ def show_result(console: Console, outcomes: Sequence[Outcome], *, model: str, ba
     seeds = ", ".join(str(outcome.seed) for outcome in outcomes)
     title = f"Held-out claims accepted at the first submission · seed {seeds} · {model}"
     table = Table(title=f"{banner}\n{title}" if banner else title, caption=banner or None)
-    for column in ("arm", "first-try successes", "%", "difference to no lessons", "p (exact McNemar)"):
+    for column in (
+        "arm",
+        "first-try successes",
+        "%",
+        "difference to no lessons",
+        "p (exact McNemar)",
+        "prompt tokens per claim",
+    ):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for row in table_of(outcomes):
         table.add_row(*cells(row), style="bold green" if row.arm == LEARNED else "")
@@ -94,17 +101,26 @@ def cells(row: Row) -> list[str]:
     base = row.arm == NONE
     share = f"{100 * row.rate:.0f} %"
     difference = "" if base else f"{row.difference:+d} ({100 * row.difference / max(row.of, 1):+.0f} points)"
-    return [row.arm, f"{row.successes}/{row.of}", share, difference, "" if base else f"{row.p:.2g}"]
+    return [
+        row.arm,
+        f"{row.successes}/{row.of}",
+        share,
+        difference,
+        "" if base else f"{row.p:.2g}",
+        f"{row.prompt:.0f}",
+    ]
 
 
 def summary(outcome: Outcome) -> str:
     """One seed's cost in a line."""
-    agent, reflector = outcome.agent, outcome.reflector
+    agent, reflector = outcome.agent_tokens(), outcome.reflector
+    rules = draw_rules(outcome.seed).words()
     failed = f", {len(outcome.problems)} failed" if outcome.problems else ""
     return (
         f"seed {outcome.seed}: {len(outcome.lessons)} lessons from {outcome.reflections} reflections{failed};"
         f" agent {agent.read} tokens read, {agent.written} written;"
-        f" reflector {reflector.read} read, {reflector.written} written; {outcome.seconds:.0f} s"
+        f" reflector {reflector.read} read, {reflector.written} written; {outcome.seconds:.0f} s.\n"
+        f"  The house rules were: {rules}."
     )
 
 

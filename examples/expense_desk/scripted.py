@@ -8,18 +8,18 @@ from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import BaseModel
 
 from expense_desk.agent import PROMPT
-from expense_desk.desk import FIELDS, KINDS, Facts, date_as
+from expense_desk.desk import ATTACHED, FIELDS, KINDS, Facts, date_as
 
-BANNER = "SCRIPTED MODEL – not a real language model"
-CLAUSE = re.compile(rf"\b({'|'.join(FIELDS)}): (must [^;\n\"<)]+)")
-LESSON = re.compile(rf"^- When filling in the ({'|'.join(FIELDS)})[^:]*: (.+)$", re.MULTILINE)
+BANNER = "SCRIPTED MODEL: not a real language model"
+CLAUSE = re.compile(rf"\b({'|'.join(FIELDS)}): (must (?:<number>|[^;\n\"<)])+)")
+LESSON = re.compile(rf"^- When filling in the ({'|'.join(FIELDS)})[^:]*: (.+?)(?: \(seen: .*)?$", re.MULTILINE)
 EPISODE = re.compile(r"<episode \w+=\"(E\d+)\">(.*?)</episode>", re.DOTALL)
 DATE = re.compile(r"(?:the )?(?:(\d+)\w* (?:of )?([A-Z][a-z]+)|([A-Z][a-z]+) (\d+)\w*,) (\d{4})")
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -62,7 +62,7 @@ class ScriptedModel(BaseChatModel):
 
 def fill_in(system: str, messages: list[BaseMessage]) -> dict[str, Any]:
     """The agent: an unknowing claim, changed by the lessons in the prompt and by the desk's last answer."""
-    said = [str(m.text) for m in messages if isinstance(m, HumanMessage)]
+    said = [str(m.text) for m in messages if isinstance(m, (HumanMessage, ToolMessage))]
     facts = facts_in(said[0])
     claim: dict[str, Any] = {
         "amount": facts.cents / 100,
@@ -70,8 +70,9 @@ def fill_in(system: str, messages: list[BaseMessage]) -> dict[str, Any]:
         "cost_centre": str(facts.cost_centre),
         "account": facts.kind,
         "entity": "head office",
+        "receipt": "none",
     }
-    for field, rule in [*LESSON.findall(system), *(CLAUSE.findall(said[-1]) if said[1:] else [])]:
+    for field, rule in [*LESSON.findall(system), *CLAUSE.findall(said[-1])]:
         claim[field] = obey(rule, claim[field], facts)
     return claim
 
@@ -93,14 +94,14 @@ def facts_in(text: str) -> Facts:
 def obey(rule: str, value: Any, facts: Facts) -> Any:
     """The value after one rule of the form `must …`."""
     words = rule.removeprefix("must ").strip()
-    if words == "be in whole cents":
+    if words == "be in cents, not euros":
         return facts.cents
     if words == "be a negative number":
         return -facts.cents / 100
-    if words.startswith("start with "):
-        return f"{words.removeprefix('start with ')}{facts.cost_centre}"
-    if words.startswith("end with "):
-        return f"{facts.cost_centre}{words.removeprefix('end with ')}"
+    if "<number>" in words:
+        return words.removeprefix("be ").replace("<number>", str(facts.cost_centre))
+    if limit := re.search(r"above (\d+) euros", words):
+        return ATTACHED if facts.cents > 100 * int(limit[1]) else value
     wanted, _, kind = words.removeprefix("be ").partition(" for ")
     if kind and kind != facts.kind:
         return value

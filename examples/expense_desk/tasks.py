@@ -7,9 +7,20 @@ from dataclasses import dataclass
 
 from expense_desk.desk import KINDS, Facts
 
-MONTH_NAMES = (
-    "January February March April May June July August September October November December"
-).split()
+MONTH_NAMES = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +63,7 @@ HELD_OUT = Vocabulary(
         "Cost centre {cc} has to pay back {item} from {date}. It came to {amount} and counts as {kind}.",
         "Reimburse me: {amount} spent on {item}, {date}. Book it as {kind} under cost centre {cc}.",
         "My receipt says {amount} and {date} for {item}; that is {kind}, and my cost centre is {cc}.",
-        "{item} ({kind}), bill of {date} over {amount}, to be charged to cost centre {cc}",
+        "{item} ({kind}) on {date} cost me {amount}, to be charged to cost centre {cc}.",
     ),
     items={
         "travel": ("the ferry", "a rental bike", "an airport shuttle", "a tram pass", "the motorway toll"),
@@ -65,9 +76,12 @@ HELD_OUT = Vocabulary(
 )
 
 
+TEENS = range(11, 14)
+
+
 def ordinal(day: int) -> str:
     """``st``, ``nd``, ``rd`` or ``th``."""
-    return "th" if 10 < day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return "th" if day in TEENS else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
 
 
 def draw_claims(vocabulary: Vocabulary, count: int, seed: int) -> list[Claim]:
