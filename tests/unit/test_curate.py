@@ -68,9 +68,6 @@ def refusal(made: Plan, number: int = -1) -> str:
     return outcome.reason
 
 
-# --- add ---
-
-
 def test_an_addition_with_its_quote_is_an_active_lesson():
     made = plan(add(because=f'the desk said "{QUOTE}"', when=" an   amount ", episodes=("E2", "E1")))
     (new,) = made.changes
@@ -130,9 +127,6 @@ def test_an_answer_with_too_many_edits_is_cut_off_visibly():
     made = plan(*(add(when=f"case {n}") for n in range(4)), limits=Limits(edits=3))
     assert [outcome.accepted for outcome in made.outcomes] == [True, True, True, False]
     assert "may have 3 edits" in refusal(made)
-
-
-# --- duplicates ---
 
 
 def test_the_same_words_are_merged_into_the_standing_lesson_with_all_sources():
@@ -206,9 +200,6 @@ def test_hearsay_is_no_further_evidence():
     made = plan(add(because="everybody says so here"), lessons=(lesson("l", "an amount", do="use cents"),))
     assert "already known" in refusal(made)
     assert made.changes == ()
-
-
-# --- edit ---
 
 
 def test_an_edit_changes_what_it_names_and_keeps_the_rest():
@@ -290,9 +281,6 @@ def test_a_lesson_that_changed_meanwhile_is_left_alone():
     assert "changed or retired while" in refusal(plan(change("edit", "L1", do="x"), read=(lesson("l"),), existing=[]))
 
 
-# --- merge and retire ---
-
-
 def test_a_merge_keeps_all_sources_and_retires_the_parents():
     parents = (lesson("l", sources=("a", "b")), lesson("m", sources=("b", "c"), version=3))
     made = plan(change("merge", "L1", "L2", episodes=("E1",), when="any amount", do="use cents"), lessons=parents)
@@ -314,9 +302,6 @@ def test_a_merge_may_quote_the_evidence_of_its_parents():
 def test_a_retirement_with_evidence_retires():
     made = plan(change("retire", "L1"), lessons=(lesson("l"),))
     assert [(moved.lesson.status, moved.lesson.version) for moved in made.changes] == [("retired", 2)]
-
-
-# --- a person decides ---
 
 
 def test_with_a_person_everything_waits_and_nothing_that_stands_changes():
@@ -349,9 +334,6 @@ def test_candidates_are_bounded_too():
     waiting = tuple(lesson(str(n), status="candidate") for n in range(3))
     made = plan(add(), lessons=waiting, approval="human", limits=Limits(lessons=3))
     assert "3 candidates wait already" in refusal(made)
-
-
-# --- the cap ---
 
 
 def test_the_weakest_lesson_makes_room():
@@ -396,9 +378,6 @@ def test_a_merge_of_active_lessons_needs_no_room():
         limits=Limits(lessons=1),
     )
     assert [moved.lesson.status for moved in made.changes] == ["retired", "retired", "active"]
-
-
-# --- namespaces, vectors, quotes ---
 
 
 def test_lessons_of_another_namespace_do_not_exist_here():

@@ -79,9 +79,6 @@ def called(args: Any, text: str = "") -> AIMessage:
     return AIMessage(text, tool_calls=[{"name": "lesson_edits", "args": args, "id": "c1"}], usage_metadata=USAGE)
 
 
-# --- asking ---
-
-
 def test_structured_output_is_used_where_the_model_has_it():
     model = Structured(replies=[called({"edits": [ADD]})])
     answer = ModelReflector(model)(batch())
@@ -239,9 +236,6 @@ def test_a_function_can_be_the_reflector():
     assert isinstance(asked(batch()), Answer)
 
 
-# --- reading answers ---
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -323,9 +317,6 @@ def test_an_answer_that_breaks_off_loses_its_last_edit_only():
     edits, problems = parse_answer(text)
     assert edits == [Edit(**ADD)]
     assert problems == ["the answer breaks off in its last edit"]
-
-
-# --- packing ---
 
 
 def test_everything_is_there_when_there_is_room():
