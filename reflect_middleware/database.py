@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from reflect_middleware.changes import Changes
 from reflect_middleware.errors import LedgerError, MissingExtraError
 
 SCHEMA_VERSION = 1
+TICKET = "reflect_ticket"
 metadata = sa.MetaData()
 
 
@@ -154,6 +156,8 @@ class Database:
         self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
+        self._changes = Changes(None)
+        self._texts: dict[Any, str] = {}
 
     @property
     def is_sqlite(self) -> bool:
@@ -174,10 +178,42 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction: all of it is committed at the end of the block, or nothing."""
-        with self._guarded(), self._open().begin() as connection:
-            if self.is_sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+        ticket = 0
+        try:
+            with self._guarded(), self._open().begin() as connection:
+                if self.is_sqlite:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                finally:
+                    ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
+        finally:
+            if ticket:
+                self._changes.end(ticket)
+
+    def changing(self, connection: sa.Connection) -> None:
+        """Say, inside a write transaction, that it changes lessons or the pause switch."""
+        if self.is_sqlite and TICKET not in connection.info:
+            connection.info[TICKET] = self._changes.begin()
+
+    def mark(self) -> int | None:
+        """A number that stays the same while no lesson and no switch changes; None if that is not known."""
+        return self._changes.mark()
+
+    def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
+        """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.
+
+        Args:
+            connection: Of a write transaction.
+            statement: One that is kept. Its columns are the first row's, and their values need no conversion.
+            rows: All of the same columns; none is no work.
+        """
+        if not rows:
+            return
+        if (text := self._texts.get(statement)) is None:
+            compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+            text = self._texts[statement] = str(compiled)
+        connection.exec_driver_sql(text, list(rows))
 
     def insert_new(self, table: sa.Table) -> Any:
         """An INSERT that leaves a row alone that is already there."""
@@ -186,11 +222,15 @@ class Database:
 
     def upsert(self, table: sa.Table, **values: Any) -> Any:
         """An INSERT that replaces the other columns of a row with the same primary key."""
+        return self.replacing(table, values).values(**values)
+
+    def replacing(self, table: sa.Table, columns: Iterable[str]) -> Any:
+        """As `upsert`, for these columns, whose values come later."""
         maker = sqlite.insert if self.is_sqlite else postgresql.insert
         keys = [column.name for column in table.primary_key]
-        statement = maker(table).values(**values)
+        statement = maker(table)
         return statement.on_conflict_do_update(
-            index_elements=keys, set_={k: statement.excluded[k] for k in values if k not in keys}
+            index_elements=keys, set_={k: statement.excluded[k] for k in columns if k not in keys}
         )
 
     def close(self) -> None:
@@ -198,6 +238,7 @@ class Database:
         with self._lock:
             engine, self._engine = self._engine, None
             self._closed = True
+            self._changes.close()
         if engine is not None and self._pid == os.getpid():
             engine.dispose()
 
@@ -213,10 +254,18 @@ class Database:
                     self._engine.dispose(close=False)
                 engine = self._make()
                 metadata.create_all(engine)
-                with engine.begin() as connection:
-                    connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+                self._changes = Changes(self._beside("-lessons"))
                 self._engine, self._pid = engine, os.getpid()
-            return self._engine
+        with self.write() as connection:
+            connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
+            if self.mark() is None:  # a process has died in the middle of a change, or this is the first one
+                self.changing(connection)
+        return self._engine
+
+    def _beside(self, ending: str) -> Path | None:
+        """A file of ours next to SQLite's; None for a ledger without a file."""
+        file = sa.make_url(self.url).database if self.is_sqlite else None
+        return Path(file + ending) if file and file != ":memory:" else None
 
     def _make(self) -> sa.Engine:
         if not self.is_sqlite:
@@ -227,7 +276,8 @@ class Database:
         file = sa.make_url(self.url).database
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(self.url, connect_args={"timeout": 30.0, "check_same_thread": False})
+        options = {"timeout": 30.0, "check_same_thread": False}
+        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named")
         sa.event.listen(engine, "connect", self._on_connect)
         return engine
 

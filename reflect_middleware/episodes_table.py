@@ -23,6 +23,25 @@ WAITING_SECONDS = 7 * 86_400.0
 """How long such a reward waits."""
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
+ROW = frozenset(
+    [
+        "id",
+        "namespace",
+        "agent",
+        "thread_id",
+        "checkpoint_ns",
+        "root_run_id",
+        "parent_id",
+        "status",
+        "started_at",
+        "ended_at",
+        "ready_at",
+        "body",
+    ]
+)
+"""The columns that the writer fills; the others belong to the reflection."""
+WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -41,6 +60,9 @@ class EpisodeTable:
 
     def __init__(self, database: Database) -> None:
         self.db = database
+        self._put = database.replacing(table, ROW)
+        self._name = database.insert_new(aliases)
+        self._expose = database.insert_new(exposures)
 
     def put(self, record: Record) -> None:
         """Store a run; the second record of a resumed run replaces the interrupted first one."""
@@ -59,19 +81,15 @@ class EpisodeTable:
             "ready_at": record.ready_at,
             "body": episode.model_dump_json(exclude=ELSEWHERE),
         }
-        names = {*record.aliases, *episode.run_ids, episode.id}
-        at = time.time()
+        names, at = {*record.aliases, *episode.run_ids, episode.id}, time.time()
+        named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
+        exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
         with self.db.write() as connection:
-            connection.execute(self.db.upsert(table, **row))
-            connection.execute(
-                self.db.insert_new(aliases), [{"alias": a, "episode_id": episode.id, "at": at} for a in sorted(names)]
-            )
-            if episode.exposures:
-                connection.execute(
-                    self.db.insert_new(exposures),
-                    [e.model_dump() | {"episode_id": episode.id} for e in episode.exposures],
-                )
-            self._adopt(connection, episode.id, names)
+            self.db.insert(connection, self._put, row)
+            self.db.insert(connection, self._name, *named)
+            self.db.insert(connection, self._expose, *exposed)
+            if connection.execute(WAITING).first() is not None:
+                self._adopt(connection, episode.id, names)
 
     def reward(self, episode_id: str, reward: Reward) -> None:
         """Add a reward; the same source and key replaces the former one, which stays in the history."""

@@ -16,6 +16,7 @@ from reflect_middleware.types import Lesson, Namespace
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
+    from reflect_middleware.store import Vector
 
 WARM_UP_SECONDS = 15.0
 """How long the first run that has lessons to find waits for the embedder to load."""
@@ -38,12 +39,15 @@ class Finder:
     def renew(self) -> None:
         """Start afresh, in a new process."""
         self._lock = threading.Lock()
-        self._bodies: OrderedDict[tuple[Namespace, int, str], Lesson | None] = OrderedDict()
+        self._bodies: OrderedDict[tuple[Namespace, int], dict[str, Lesson | None]] = OrderedDict()
+        """Of a namespace at a revision: the lessons asked for so far; None for one that is not active there."""
         self._failures, self._rest_until = 0, 0.0
 
     def fetches(self, plan: Plan) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
         """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons."""
         if (not plan.use_lessons and plan.resume is None) or time.monotonic() < self._rest_until:
+            return
+        if self.nothing_to_find(plan):
             return
         if plan.use_lessons and not self.core.parts.opened("embedder"):
             yield lambda: self.lane.submit(lambda: self._warm_up(plan.namespace)), WARM_UP_SECONDS
@@ -63,9 +67,16 @@ class Finder:
         if not revision or paused:
             return Choice(), ""
         local = options.store == "exact" and parts.opened("index")
-        if not local or parts.embedder.peek_query(plan.task) is None:
+        if not local or (vector := parts.embedder.peek_query(plan.task)) is None:
             return None
-        return self._choose(plan, plan.task, revision), ""
+        return self._choose(plan, vector, revision), ""
+
+    def nothing_to_find(self, plan: Plan) -> bool:
+        """Whether it is known, without asking the ledger, that the run gets no lessons and goes on with nothing."""
+        if plan.resume is not None or not self.core.parts.opened("ledger"):
+            return False
+        state = self.core.parts.ledger.lessons.known_state(plan.namespace)
+        return state is not None and (not state[0] or state[1])
 
     def find(self, plan: Plan) -> tuple[Choice, str]:
         """The run's lessons, and the interrupted episode that it goes on with, if any."""
@@ -75,7 +86,8 @@ class Finder:
         revision, paused = ledger.lessons.state(plan.namespace)
         choice = Choice()
         if plan.use_lessons and revision and not paused and (resumed or plan.task or plan.resume is None):
-            choice = self._choose(plan, resumed.task if resumed else plan.task, revision)
+            vector = self.core.parts.embedder.embed_query(resumed.task if resumed else plan.task)
+            choice = self._choose(plan, vector, revision)
         self._failures = 0
         return choice, resumed.id if resumed else ""
 
@@ -90,9 +102,8 @@ class Finder:
         if self.core.parts.ledger.lessons.state(namespace)[0]:
             _ = self.core.parts.embedder.id
 
-    def _choose(self, plan: Plan, task: str, revision: int) -> Choice:
+    def _choose(self, plan: Plan, vector: Vector, revision: int) -> Choice:
         parts, options = self.core.parts, self.core.options
-        vector = parts.embedder.embed_query(task)
         hits = parts.index.search(plan.namespace, revision, vector, 2 * options.limits.top_k + 8)
         shown = parts.ledger.episodes.shown_in_thread(plan.namespace, plan.thread_id) if plan.thread_id else []
         bodies = self._active(plan.namespace, revision, [*(lesson_id for lesson_id, _ in hits), *shown])
@@ -103,12 +114,14 @@ class Finder:
     def _active(self, namespace: Namespace, revision: int, ids: list[str]) -> dict[str, Lesson]:
         """Bodies from the ledger: whatever an index says, a retired lesson or another namespace's never comes back."""
         with self._lock:
-            held = {i: self._bodies[key] for i in ids if (key := (namespace, revision, i)) in self._bodies}
+            known = self._bodies.setdefault((namespace, revision), {})
+            held = {i: known[i] for i in ids if i in known}
         if missing := [i for i in dict.fromkeys(ids) if i not in held]:
-            found = {lesson.id: lesson for lesson in self.core.parts.ledger.lessons.many(missing)}
-            held |= {i: found.get(i) for i in missing}
+            found = {x.id: x for x in self.core.parts.ledger.lessons.many(missing)}
+            usable = {i: x for i, x in found.items() if x.status == "active" and x.namespace == namespace}
+            held |= {i: usable.get(i) for i in missing}
             with self._lock:
-                self._bodies |= {(namespace, revision, i): held[i] for i in missing}
-                while len(self._bodies) > BODIES:
+                known |= held
+                while len(self._bodies) > 1 and sum(map(len, self._bodies.values())) > BODIES:
                     self._bodies.popitem(last=False)
-        return {i: x for i, x in held.items() if x is not None and x.status == "active" and x.namespace == namespace}
+        return {i: lesson for i, lesson in held.items() if lesson is not None}

@@ -42,11 +42,19 @@ STATE = sa.select(
 """Asked by every run: built once."""
 
 
+FRESH_SECONDS = 5.0
+"""How long a namespace's state is believed unchanged at most: shared memory can fail on odd file systems."""
+STATES = 4_096
+"""Of how many namespaces the state is remembered."""
+
+
 class LessonTable:
     """Reads and writes lessons. All methods are one transaction each."""
 
     def __init__(self, database: Database) -> None:
         self.db = database
+        self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
+        """Each namespace's state, with the ledger's mark and the time of reading it."""
 
     def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
         """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
@@ -125,13 +133,28 @@ class LessonTable:
 
     def state(self, namespace: Namespace) -> tuple[int, bool]:
         """The namespace's revision (0: it never had a lesson), and whether learning and lessons are paused."""
+        if (known := self.known_state(namespace)) is not None:
+            return known
+        mark, at = self.db.mark(), time.monotonic()
         with self.db.read() as connection:
             row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
-        return row.revision or 0, row.paused == "1"
+        found = row.revision or 0, row.paused == "1"
+        if mark is not None:
+            if len(self._states) >= STATES:
+                self._states.clear()
+            self._states[namespace] = mark, at, found
+        return found
+
+    def known_state(self, namespace: Namespace) -> tuple[int, bool] | None:
+        """As `state`, if nothing has changed since this process last asked; else None. Never blocks."""
+        mark, at, found = self._states.get(namespace, (None, 0.0, None))
+        fresh = mark is not None and mark == self.db.mark() and time.monotonic() - at < FRESH_SECONDS
+        return found if fresh else None
 
     def pause(self, *, value: bool) -> None:
         """Switch every process on this ledger off or on."""
         with self.db.write() as connection:
+            self.db.changing(connection)
             connection.execute(self.db.upsert(meta, key="paused", value="1" if value else "0"))
 
     def paused(self) -> bool:
@@ -188,6 +211,7 @@ class LessonTable:
             return {row["name"]: (row["count"], row["last"], row["at"]) for row in rows}
 
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
+        self.db.changing(connection)
         key = to_key(namespace)
         connection.execute(self.db.insert_new(namespaces).values(namespace=key, revision=0))
         mine = namespaces.c.namespace == key

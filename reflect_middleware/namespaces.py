@@ -6,6 +6,7 @@ import json
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from reflect_middleware.errors import TemplateError
@@ -15,13 +16,13 @@ NamespaceFn = Callable[[Any, Any], Namespace]
 ALLOWED = 'a non-empty tuple of strings, whose parts may hold fields like "{user_id}"'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NamespaceRule:
     """How a run's namespace is found."""
 
     parts: Namespace | NamespaceFn
 
-    @property
+    @cached_property
     def plain(self) -> Namespace | None:
         """The namespace itself if no run is needed to know it."""
         if callable(self.parts) or any(_fields(part) for part in self.parts):
@@ -35,6 +36,8 @@ class NamespaceRule:
             if _valid(found):
                 return tuple(found), ""
             return None, f"the namespace callable returned {found!r}; expected {ALLOWED}"
+        if (fixed := self.plain) is not None:
+            return fixed, ""
         values = _values(config, context, agent)
         missing = [name for part in self.parts for name in _fields(part) if values.get(name) in (None, "")]
         if missing:

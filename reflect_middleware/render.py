@@ -28,6 +28,9 @@ PARTS = 20_000
 """Most items of one value that are looked at."""
 
 
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
+
+
 def clip(text: str, limit: int) -> str:
     """The text, its middle cut out and the cut named where it is longer than `limit` characters."""
     if len(text) <= limit:
@@ -65,20 +68,22 @@ class _Plain:
     def _inside(self, value: Any, depth: int) -> Any:
         if isinstance(value, BaseMessage):
             return self._message(value, depth)
+        if isinstance(value, Mapping):
+            items = islice(value.items(), PARTS)
+            return {str(key): item if type(item) in _SIMPLE else self.of(item, depth) for key, item in items}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [item if type(item) in _SIMPLE else self.of(item, depth) for item in islice(value, PARTS)]
         if isinstance(value, BaseModel):
             return {name: self.of(getattr(value, name), depth) for name in type(value).model_fields}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: self.of(getattr(value, f.name, None), depth) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {str(key): self.of(item, depth) for key, item in islice(value.items(), PARTS)}
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [self.of(item, depth) for item in islice(value, PARTS)]
         return _repr(value)
 
     def _message(self, message: BaseMessage, depth: int) -> dict[str, Any]:
+        fields = vars(message)  # asking a model for a field that it lacks is slow
         shown: dict[str, Any] = {"type": message.type, "content": self.of(message.content, depth)}
         for name in ("tool_calls", "name", "status", "tool_call_id"):
-            if value := getattr(message, name, None):
+            if value := fields.get(name):
                 shown[name] = self.of(value, depth)
         return shown
 
@@ -151,7 +156,7 @@ def _turns(graph_input: Any) -> list[str]:
 def message_line(message: BaseMessage) -> str:
     """One message as text: who, what, and the tools it calls."""
     body = text_of(message.content)
-    calls = getattr(message, "tool_calls", None) or []
+    calls = vars(message).get("tool_calls") or []
     asked = [f"{call['name']}({json.dumps(plain(call['args']), ensure_ascii=False)})" for call in calls]
     return f"{message.type}: " + "\n".join(part for part in (body, *asked) if part)
 

@@ -92,6 +92,8 @@ def choose(
     before = {lesson.id for lesson in earlier}
     queue = [(lesson, similarity.get(lesson.id, 0.0)) for lesson in earlier]
     queue += [(lesson, score) for lesson, score in candidates if lesson.id not in before]
+    fit = [lesson for lesson, score in candidates if lesson.id not in before and score >= limits.min_similarity]
+    roomy = count(block_of([*earlier, *fit[: limits.top_k]])) <= limits.token_budget
     shown: list[Lesson] = []
     verdicts: list[tuple[Lesson, float, str]] = []
     added = 0
@@ -101,7 +103,7 @@ def choose(
             reason = UNFIT
         elif lesson.id not in before and added >= limits.top_k:
             reason = f"top_k is {limits.top_k}"
-        elif count(block_of([*shown, lesson])) > limits.token_budget:
+        elif not roomy and count(block_of([*shown, lesson])) > limits.token_budget:
             reason = f"no room in token_budget={limits.token_budget}"
         else:
             shown.append(lesson)

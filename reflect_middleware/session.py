@@ -70,7 +70,8 @@ class Session:
     """The interrupted episode that this run goes on with."""
     started: datetime = field(default_factory=now)
     ended: bool = False
-    fallback_id: str = field(default_factory=new_id)
+    fallback_id: str = ""
+    """The run's id while the graph has not said one: the caller's, or one of ours."""
     last: Any = None
     """The last chunk that the graph gave; the result of `invoke` is in it."""
 
@@ -82,7 +83,10 @@ class Session:
     @property
     def run_id(self) -> str:
         """The graph's own run id; one of ours if the run failed before it had one."""
-        return str(self.recorder.root_id or self.fallback_id)
+        if (known := self.recorder.root_id) is not None:
+            return str(known)
+        self.fallback_id = self.fallback_id or new_id()
+        return self.fallback_id
 
     @property
     def episode_id(self) -> str:
