@@ -1,4 +1,4 @@
-"""Whether the lessons may have changed, without asking the ledger: two counters in a file that processes share in memory.
+"""Whether lessons may have changed, without asking the ledger: two counters in a file that processes share in memory.
 
 `begun` grows inside every transaction that changes lessons or the pause switch, before it commits; `ended` follows once
 the transaction is over. SQLite lets one writer in at a time, so while both are equal nothing has been committed since

@@ -23,22 +23,7 @@ WAITING_SECONDS = 7 * 86_400.0
 """How long such a reward waits."""
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
-ROW = frozenset(
-    [
-        "id",
-        "namespace",
-        "agent",
-        "thread_id",
-        "checkpoint_ns",
-        "root_run_id",
-        "parent_id",
-        "status",
-        "started_at",
-        "ended_at",
-        "ready_at",
-        "body",
-    ]
-)
+ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
 """The columns that the writer fills; the others belong to the reflection."""
 WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
 
