@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from reflect_middleware.database import Database, aliases, exposures, lesson_sources, lessons, rewards
 from reflect_middleware.database import episodes as table
+from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.types import Episode, Exposure, Lesson, Namespace, Reward, combined
@@ -38,6 +39,8 @@ class Record:
     """Epoch seconds from when on it counts towards K; None while it is interrupted."""
     aliases: tuple[str, ...] = ()
     """Run and message ids under which a reward may name it."""
+    rewards: tuple[Reward, ...] = ()
+    """A reviewer's decisions in this run. They do not end the wait for the episode's own reward."""
 
 
 class EpisodeTable:
@@ -73,6 +76,8 @@ class EpisodeTable:
             self.db.insert(connection, self._put, row)
             self.db.insert(connection, self._name, *named)
             self.db.insert(connection, self._expose, *exposed)
+            for reward in record.rewards:
+                self._insert(connection, episode.id, reward, waiting=False)
             if connection.execute(WAITING).first() is not None:
                 self._adopt(connection, episode.id, names)
 
@@ -94,7 +99,8 @@ class EpisodeTable:
     def open_for_reflection(self, episode_id: str, ready_at: float) -> None:
         """Say from when on an ended episode counts, unless a reward has already said so."""
         with self.db.write() as connection:
-            has_reward = sa.exists().where(rewards.c.target == table.c.id, rewards.c.current, ~rewards.c.waiting)
+            given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
+            has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
             connection.execute(
                 table.update()
                 .where(table.c.id == episode_id, table.c.ready_at.is_not(None))

@@ -6,12 +6,14 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
-from reflect_middleware.reward import call
+from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Session
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
 
@@ -90,7 +92,24 @@ class Keeper:
         earlier = episodes.get(session.resumed_id) if session.resumed_id else None
         options = self.core.options
         wait = options.reward_wait if self._reward_of(session) is None else options.reward_timeout
-        return record_of(session, status, error, ended, earlier=earlier, wait=wait, redact=options.redact)
+        record = record_of(session, status, error, ended, earlier=earlier, wait=wait, redact=options.redact)
+        return record if earlier is None else replace(record, rewards=self._decided(earlier, plan.resume))
+
+    def _decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
+        """The reviewer's decisions with which an interrupted run went on."""
+        if not resume or resume[0] is None:
+            return ()
+        asked, custom = asked_in(earlier), self.core.options.decision
+        try:
+            if custom is None:
+                found = rewards_of(asked, resume[0])
+            else:
+                answer = custom([value for _, value in asked], resume[0])
+                found = rewards_in(answer, source="user", key=f"{PREFIX}custom")
+            return numbered([self.cleaned(reward) for reward in found], earlier.rewards)
+        except Exception as error:  # noqa: BLE001 - the user's callables
+            self.core.failed("decision", error)
+            return ()
 
     def _save(self) -> None:
         """Write all records that wait; what a full or locked ledger refuses is tried again with the next one."""

@@ -35,6 +35,7 @@ class Options:
     embeddings: Any
     rule: NamespaceRule
     reward: Callable[..., Any] | None
+    decision: Callable[[list[Any], Any], Any] | None
     task: Callable[[Any], str] | None
     limits: Limits
     count_tokens: CountTokens
@@ -84,7 +85,7 @@ def options(**given: Any) -> Options:
     for name in ("learn", "use_lessons", "run_overrides"):
         if not isinstance(given[name], bool):
             raise ConfigurationError(name, given[name], "True or False")
-    for name in ("reward", "task", "redact", "inject", "on_reflection", "count_tokens", "reflector"):
+    for name in ("reward", "decision", "task", "redact", "inject", "on_reflection", "count_tokens", "reflector"):
         if given[name] is not None and not callable(given[name]):
             raise ConfigurationError(name, given[name], "a callable or None")
     for name in ("reflector_budget", "max_lessons"):

@@ -225,17 +225,17 @@ class Recorder(_Handler):
         if (step := self.steps.get(run_id)) is not None:
             step.output, step.error, step.ended = output, error, time.monotonic()
 
-    def _instant(self, kind: StepKind, node: str, given: Any, key: Any) -> None:
+    def _instant(self, kind: StepKind, name: str, node: str, given: Any, key: tuple[UUID, Any]) -> None:
         at = time.monotonic()
-        self.steps[(kind, key)] = Noted(kind, "", node, 0, str(key), given, time.time(), at, ended=at)
+        self.steps[key] = Noted(kind, name, node, 0, str(key[0]), given, time.time(), at, ended=at)
 
     def _asked(self, interrupts: Any, run: Run, run_id: UUID) -> None:
         """An interrupt passes through the nodes of all graphs around it: noted where it comes from."""
         given = interrupts if isinstance(interrupts, (list, tuple)) else [interrupts]
         new = {key: item for item in given if (key := getattr(item, "id", id(item))) not in self.asked}
         self.asked.update(new)
-        if new:
-            self._instant("interrupt", run.node, [getattr(item, "value", item) for item in new.values()], run_id)
+        for key, item in new.items():
+            self._instant("interrupt", str(key), run.node, getattr(item, "value", item), (run_id, key))
 
     def _made(self, messages: Iterable[BaseMessage], run: Run) -> None:
         for message in messages:

@@ -68,6 +68,9 @@ class Reflection:
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
         reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
             `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
+        decision: Reads a person's answer to an interrupt: callable(what was asked, the answer to it), with the results
+            of `reward`; their source is `user`. None: the decisions of `HumanInTheLoopMiddleware` are known (approve
+            is 1, edit 0.5 with the edited call as correction, reject 0), and other answers judge nothing.
         task: callable(graph input) giving the task's text; None for the last turns of the messages, else JSON.
         top_k: Most lessons that a run adds to its prompt.
         token_budget: Most tokens of the whole lesson block.
@@ -117,6 +120,7 @@ class Reflection:
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
         reward: Callable[..., Any] | None = None,
+        decision: Callable[[list[Any], Any], Any] | None = None,
         task: Callable[[Any], str] | None = None,
         top_k: int = 5,
         token_budget: int = 600,

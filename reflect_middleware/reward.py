@@ -73,16 +73,26 @@ def call(fn: Callable[..., Any], episode: Episode) -> list[Reward]:
     answer = fn(**_evaluator_arguments(fn, episode)) if _is_evaluator(fn) else fn(episode)
     if inspect.isawaitable(answer):
         answer = asyncio.run(_await(answer))
-    return _rewards(answer)
+    return rewards_in(answer)
 
 
-def _rewards(answer: Any) -> list[Reward]:
+def rewards_in(answer: Any, *, source: str = "outcome", key: str = "reward") -> list[Reward]:
+    """What a user's callable said, as rewards.
+
+    Args:
+        answer: bool, number, Reward, dict, list of these, or None.
+        source: Who judged where the answer does not say so.
+        key: What was judged where the answer does not say so.
+
+    Raises:
+        RewardError: If it is none of these.
+    """
     if answer is None:
         return []
     if isinstance(answer, Reward):
         return [answer]
     if isinstance(answer, (list, tuple)):
-        return [reward for item in answer for reward in _rewards(item)]
+        return [reward for item in answer for reward in rewards_in(item, source=source, key=key)]
     if isinstance(answer, Mapping):
         score = answer.get("score", answer.get("value"))
         if score is None:
@@ -90,13 +100,13 @@ def _rewards(answer: Any) -> list[Reward]:
         return [
             Reward(
                 value=from_score(score),
-                source=str(answer.get("source") or "outcome"),
-                key=str(answer.get("key") or "reward"),
+                source=str(answer.get("source") or source),
+                key=str(answer.get("key") or key),
                 comment=str(answer.get("comment") or ""),
                 correction=str(answer.get("correction") or ""),
             )
         ]
-    return [Reward(value=unit(answer))]
+    return [Reward(value=unit(answer), source=source, key=key)]
 
 
 def _is_evaluator(fn: Callable[..., Any]) -> bool:

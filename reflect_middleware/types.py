@@ -71,7 +71,7 @@ class Step(Frozen):
 
     kind: StepKind
     name: str = ""
-    """The model's or tool's name."""
+    """The model's or tool's name; the id of an interrupt."""
     node: str = ""
     """The graph node it ran in."""
     depth: int = 0
