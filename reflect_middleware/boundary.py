@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables.config import var_child_runnable_config
 
@@ -54,7 +54,11 @@ def muted() -> bool:
 
 
 def get_lessons() -> str:
-    """The lesson block of the run that this code is part of, for raw provider SDK calls; empty outside of one."""
+    """The lesson block of the run that this code is part of; empty outside of one.
+
+    For raw provider SDK calls, and for prompts with a place of their own for it: `prompt.partial(lessons=get_lessons)`.
+    A message that holds the block gets no second one.
+    """
     session = session_here()
     return "" if session is None or muted() else session.block
 
@@ -94,14 +98,22 @@ def install() -> None:
 
 
 def merge(messages: Sequence[BaseMessage], block: str) -> list[BaseMessage]:
-    """The messages with `block` at the end of the first system message, or of a new one in front. Idempotent."""
+    """The messages with `block` at the end of the first system message, or of a new one in front.
+
+    Where it stands already, put in by hand with `get_lessons`, they are left as they are.
+    """
+    if holds(messages, block):
+        return list(messages)
     for index, message in enumerate(messages):
         if isinstance(message, SystemMessage):
-            if block in text_of(message.content):
-                return list(messages)
             merged = message.model_copy(update={"content": extend(message.content, block)})
             return [*messages[:index], merged, *messages[index + 1 :]]
     return [SystemMessage(block), *messages]
+
+
+def holds(messages: Sequence[BaseMessage], block: str) -> bool:
+    """Whether the block stands in a system or human message."""
+    return any(block in text_of(m.content) for m in messages if isinstance(m, (SystemMessage, HumanMessage)))
 
 
 def extend(content: str | list[Any], block: str) -> str | list[Any]:

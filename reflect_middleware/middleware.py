@@ -286,9 +286,9 @@ def _with_lessons(request: ModelRequest[Any], session: Session | None) -> ModelR
 
 def _merged(request: ModelRequest[Any], block: str) -> ModelRequest[Any]:
     standing = request.system_message
+    if boundary.holds([*request.messages, *filter(None, [standing])], block):
+        return request
     if standing is None:
         return request.override(system_message=SystemMessage(block))
-    if block in boundary.text_of(standing.content):
-        return request
     content = boundary.extend(standing.content, block)
     return request.override(system_message=standing.model_copy(update={"content": content}))

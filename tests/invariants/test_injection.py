@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, SummarizationMiddleware
+from langchain.agents.middleware import AgentMiddleware, SummarizationMiddleware, dynamic_prompt
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
@@ -189,6 +189,36 @@ def test_inject_no_lessons_get_lessons(reflection: Reflection) -> None:
     assert seen[2] == ""
     assert seen[4] == reflection.episodes.list()[0].id
     assert (get_lessons(), get_episode_id()) == ("", None)
+
+
+@pytest.mark.parametrize("where", ["system", "human"])
+def test_a_prompt_with_a_place_for_them(reflection: Reflection, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    model = ScriptedChatModel(lambda _: said())
+    place = [("system", "You weigh.")] if where == "human" else []
+    prompt = ChatPromptTemplate([*place, (where, "Remember: {lessons} That is all."), ("human", "{question}")])
+    chain = prompt.partial(lessons=get_lessons) | model
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", lambda state: {"messages": [chain.invoke({"question": state["messages"][-1].text})]})
+    graph = reflection.wrap(builder.add_edge(START, "ask").compile())
+    graph.invoke(asked())
+    monkeypatch.setenv("REFLECT", "off")
+    graph.invoke(asked())
+    with_lessons, without = ([str(message.content) for message in call] for call in model.calls)
+    assert [text.count(FENCE) for text in with_lessons] == ([1, 0] if where == "system" else [0, 1, 0])
+    assert any(text.startswith("Remember: <lessons>") and text.endswith("That is all.") for text in with_lessons)
+    assert "Remember:  That is all." in without
+
+
+def test_a_dynamic_prompt_with_a_place_for_them(reflection: Reflection) -> None:
+    model = once()
+
+    @dynamic_prompt
+    def prompt(request: Any) -> str:
+        return f"You weigh. {get_lessons()} Go."
+
+    reflection.wrap(create_agent(model, [weigh], middleware=[prompt])).invoke(asked())
+    assert fences(model) == [1, 1]
+    assert all(str(call[0].content).endswith("</lessons> Go.") for call in model.calls)
 
 
 def test_inject_that_raises_injects_nothing(reflection: Reflection) -> None:
