@@ -56,6 +56,10 @@ class Plan:
     parent_id: str = ""
     root_run_id: str = ""
     """The outer run's id where it is known, else empty: this run is then its own root."""
+    execution: tuple[str, ...] = ()
+    """Names the execution of the node that this run belongs to, whatever a RetryPolicy makes of it; empty for none."""
+    attempt: str = ""
+    """Names the attempt of that execution."""
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class Session:
     recorder: Recorder = field(default_factory=Recorder)
     choice: Choice = field(default_factory=Choice)
     resumed_id: str = ""
-    """The interrupted episode that this run goes on with."""
+    """The interrupted or failed episode that this run goes on with."""
     started: datetime = field(default_factory=now)
     ended: bool = False
     fallback_id: str = field(default_factory=new_id)
@@ -159,7 +163,8 @@ class Session:
 
     def _take(self, found: tuple[Choice, str] | None) -> None:
         if found is not None:
-            self.choice, self.resumed_id = found
+            self.choice, resumed_id = found
+            self.resumed_id = resumed_id or self.resumed_id
 
 
 def _parent(config: Mapping[str, Any]) -> Any:

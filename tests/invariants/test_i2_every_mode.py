@@ -1,4 +1,4 @@
-"""I2: every way to drive a graph, wrapped and by the middleware, with a lesson and without one, checkpoints included."""
+"""I2: every way to drive a graph, checkpoints included: wrapped and with the middleware, with and without a lesson."""
 
 from __future__ import annotations
 
