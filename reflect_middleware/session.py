@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.errors import GraphInterrupt
 
 from reflect_middleware.lanes import awaited
 from reflect_middleware.namespaces import NamespaceRule
@@ -77,6 +78,8 @@ class Session:
     fallback_id: str = field(default_factory=new_id)
     last: Any = None
     """The last chunk that the graph gave; the result of `invoke` is in it."""
+    listener: Callable[[Any], None] | None = None
+    """Is told of each chunk of a graph whose callbacks are not heard here."""
 
     @property
     def block(self) -> str:
@@ -124,12 +127,20 @@ class Session:
         except Exception as error:  # noqa: BLE001 - boundary to the user's run
             self.core.finder.failed(error)
 
+    def passed(self, chunk: Any) -> None:
+        """The graph has given a chunk."""
+        self.last = chunk
+        if (listener := self.listener) is not None:
+            self.core.safely("listen", lambda: listener(chunk))
+
     def finish(self, status: EpisodeStatus, error: BaseException | None = None) -> Future[Any] | None:
         """Queue the record; safe in cancellation and garbage collection. None if there is nothing to wait for."""
         if self.ended:
             return None
         self.ended = True
         try:
+            if isinstance(error, GraphInterrupt) and error.args:
+                self.recorder.note_interrupts(error.args[0], "", self.run_id)
             return self.core.keeper.finish(self, status, error)
         except Exception:
             logger.exception("reflect: a run's end could not be recorded")
