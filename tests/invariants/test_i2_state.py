@@ -211,10 +211,8 @@ async def test_the_functional_api(reflection: Reflection, how: str) -> None:
     for wrapper in (lambda graph: graph, reflection.wrap):
         made, model = build()
         graph = wrapper(made)
-        seen: list[Any] = [type(graph).__name__]
-        for text in ("one", "two"):
-            seen.append(await called(graph, how, text))
-        told.append(same([*seen, graph.get_state(THREAD), graph.get_input_jsonschema()]))
+        seen = [await called(graph, how, text) for text in ("one", "two")]
+        told.append(same([type(graph), *seen, graph.get_state(THREAD), graph.get_input_jsonschema()]))
     assert told[0] == told[1]
     assert ["every weight" in prompt for prompt in model.prompts] == [True] * 3
     assert [(e.status, e.task) for e in reflection.episodes.list()] == [("completed", "two"), ("completed", "one")]
