@@ -54,7 +54,7 @@ class Core:
             return None
         if plan is None:
             return None
-        session = Session(core=self, plan=plan)
+        session = Session(core=self, plan=plan, resumed_id=self.keeper.failed_attempt(plan))
         for track in tracks.get():
             track.append(session)
         return session
@@ -135,6 +135,7 @@ class Core:
             self._warn_once(f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
         outer = session_here()
+        execution, attempt = _execution(spec.agent, config)
         return Plan(
             spec=spec,
             namespace=namespace,
@@ -150,7 +151,9 @@ class Core:
             use_lessons=use_lessons,
             resume=_resume(outer, graph_input, configurable),
             parent_id=outer.episode_id if outer else "",
-            root_run_id=_outer_run(outer, configurable),
+            root_run_id=_outer_run(outer, config),
+            execution=execution,
+            attempt=attempt,
         )
 
     def _task(self, spec: Spec, graph_input: Any) -> str:
@@ -206,11 +209,26 @@ def _resume(outer: Session | None, graph_input: Any, configurable: Mapping[str, 
     return outer.plan.resume if found == (None,) and outer is not None and outer.plan.resume else found
 
 
-def _outer_run(outer: Session | None, configurable: Mapping[str, Any]) -> str:
+def _outer_run(outer: Session | None, config: Mapping[str, Any]) -> str:
     if outer is not None:
         return outer.plan.root_run_id or outer.run_id
-    info = getattr(configurable.get("__pregel_runtime"), "execution_info", None)
-    return str(getattr(info, "run_id", None) or "")
+    return str(config.get("root_run_id") or getattr(_execution_info(config), "run_id", None) or "")
+
+
+def _execution(agent: str, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """The execution of the node that this run belongs to, and the attempt at it; empty outside of a node."""
+    configurable = config.get("configurable") or {}
+    parts, info = str(configurable.get("checkpoint_ns") or "").split("|"), _execution_info(config)
+    namespace = "|".join(part for part in parts if not part.isdigit())  # langgraph counts a task's further graphs
+    once = (getattr(info, "node_first_attempt_time", None), getattr(info, "node_attempt", 1))
+    execution, attempt = config.get("execution") or once
+    if not (namespace and execution):
+        return (), ""
+    return (agent, str(configurable.get("thread_id") or ""), namespace, str(execution)), str(attempt)
+
+
+def _execution_info(config: Mapping[str, Any]) -> Any:
+    return getattr((config.get("configurable") or {}).get("__pregel_runtime"), "execution_info", None)
 
 
 _alive: weakref.WeakSet[Core] = weakref.WeakSet()

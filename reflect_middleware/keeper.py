@@ -14,7 +14,7 @@ from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reward import call, rewards_in
-from reflect_middleware.session import Session
+from reflect_middleware.session import Plan, Session
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ UNSAVED = 1_000
 """Most records kept in memory while the ledger cannot be written."""
 RESULTS = 64
 """Of how many latest runs the result object itself is known."""
+ATTEMPTS = 1_000
+"""Most failed runs of nodes that are remembered in case a RetryPolicy runs them again."""
 
 
 class Keeper:
@@ -45,12 +47,15 @@ class Keeper:
         self._lock = threading.RLock()  # a garbage collection inside the lock may end an abandoned run
         self._unsaved: deque[Record] = deque(maxlen=UNSAVED)
         self._results: OrderedDict[int, tuple[Any, str]] = OrderedDict()
+        self._failed: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
 
     def finish(self, session: Session, status: EpisodeStatus, error: BaseException | None) -> Future[Any] | None:
         """Queue a run's record; what depends on it follows on other threads. None if there is nothing to wait for."""
         if not session.plan.learn:
             return None
         self._remember(session)
+        if status == "failed" and session.plan.execution:
+            self._note_attempt(session)
         ended = now()
         done = self.writer.submit(lambda: self._write(session, status, error, ended))
         if self.core.options.run == "inline":
@@ -62,6 +67,18 @@ class Keeper:
         with self._lock:
             held = self._results.get(id(given))
         return held[1] if held is not None and held[0] is given else None
+
+    def failed_attempt(self, plan: Plan) -> str:
+        """The failed episode of which this run is another attempt; empty for none."""
+        key = (*plan.execution, plan.task)
+        if not plan.execution or key not in self._failed:
+            return ""
+        with self._lock:
+            attempt, episode_id = self._failed.get(key, (plan.attempt, ""))
+            if attempt == plan.attempt:
+                return ""
+            self._failed.pop(key, None)  # one run goes on with it
+            return episode_id
 
     def cleaned(self, reward: Reward) -> Reward:
         """A reward with its words redacted."""
@@ -89,7 +106,7 @@ class Keeper:
             # Retrieval, which looks for it too, may have been late or resting.
             standing = episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
             session.resumed_id = standing.id if standing else ""
-        earlier = episodes.get(session.resumed_id) if session.resumed_id else None
+        earlier = self._earlier(session)
         options = self.core.options
         wait = options.reward_wait if self._reward_of(session) is None else options.reward_timeout
         record = record_of(session, status, error, ended, earlier=earlier, wait=wait, redact=options.redact)
@@ -110,6 +127,13 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - the user's callables
             self.core.failed("decision", error)
             return ()
+
+    def _earlier(self, session: Session) -> Episode | None:
+        """The episode that a run goes on with; it is a new one if that was purged, or has been reflected on."""
+        found = self.core.parts.ledger.episodes.many([session.resumed_id]) if session.resumed_id else ()
+        earlier = next((e for e in found if e.status == "interrupted" or not (e.reflection_id or e.dead_letter)), None)
+        session.resumed_id = earlier.id if earlier else ""
+        return earlier
 
     def _save(self) -> None:
         """Write all records that wait; what a full or locked ledger refuses is tried again with the next one."""
@@ -151,6 +175,13 @@ class Keeper:
         if episode_id and fn is not None and not session.recorder.interrupted:
             self._ask(episode_id, namespace, fn, ended)
         self.core.parts.learner.run_due_and_wait(namespace)
+
+    def _note_attempt(self, session: Session) -> None:
+        plan = session.plan
+        with self._lock:
+            self._failed[*plan.execution, plan.task] = (plan.attempt, session.episode_id)
+            while len(self._failed) > ATTEMPTS:
+                self._failed.popitem(last=False)
 
     def _remember(self, session: Session) -> None:
         result = _result_of(session.last)

@@ -76,6 +76,12 @@ class Watch(BaseCallbackHandler):
         """The run id of the graph that this node's run belongs to."""
         return self._parents.get(node_run)
 
+    def root_of(self, run_id: UUID) -> UUID:
+        """The outermost run around this one."""
+        while (parent := self._parents.get(run_id)) is not None:
+            run_id = parent
+        return run_id
+
     def here(self) -> Session | None:
         """The followed session whose node or tool this code is part of; None in a wrapped graph further inside."""
         if not self._sessions:
@@ -266,6 +272,10 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
             configurable["__pregel_resuming"] = True
         given = command if command is not None and not nested else {"messages": list(request.messages)}
         own = {"configurable": configurable, "metadata": config.get("metadata") or {}}
+        if (caller := self._watch.graph_of(run_id)) is not None:
+            root = str(self._watch.root_of(run_id))
+            # The attempts of a RetryPolicy have one root; each is a run of the node around us, of its own.
+            own |= {"root_run_id": root, "execution": (root, caller)}
         session = self._core.begin(self._spec, given, own, getattr(request.runtime, "context", None))
         if nested and session is not None and session.plan.resume is not None:
             session.plan = replace(session.plan, resume=(command.resume,))

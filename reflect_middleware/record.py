@@ -119,7 +119,7 @@ class Recorder(_Handler):
             self.output = error.args[0].update
         if run is None or run.kind != "node" or not isinstance(error, GraphInterrupt):
             return
-        self._asked(error.args[0] if error.args else (), run, run_id)
+        self.note_interrupts(error.args[0] if error.args else (), run.node, run_id)
         if run.parent == self.root_id:
             self.paused = True
             self.interrupted |= _Handler is BaseCallbackHandler
@@ -207,6 +207,14 @@ class Recorder(_Handler):
         if call_id := kwargs.get("tool_call_id"):
             self.tool_calls.add(call_id)
 
+    def note_interrupts(self, interrupts: Any, node: str, key: Any) -> None:
+        """A graph asks. An interrupt passes through the nodes of all graphs around it: noted where it comes from."""
+        given = interrupts if isinstance(interrupts, (list, tuple)) else [interrupts]
+        new = {key: item for item in given if (key := getattr(item, "id", id(item))) not in self.asked}
+        self.asked.update(new)
+        for name, item in new.items():
+            self._instant("interrupt", str(name), node, getattr(item, "value", item), (key, name))
+
     def place_of(self, parent_run_id: UUID | None) -> tuple[str, bool]:
         """Where a call under this run is made: the node's name, if known, and False if it is in a tool's body."""
         while parent_run_id is not None and (run := self.runs.get(parent_run_id)) is not None:
@@ -225,17 +233,9 @@ class Recorder(_Handler):
         if (step := self.steps.get(run_id)) is not None:
             step.output, step.error, step.ended = output, error, time.monotonic()
 
-    def _instant(self, kind: StepKind, name: str, node: str, given: Any, key: tuple[UUID, Any]) -> None:
+    def _instant(self, kind: StepKind, name: str, node: str, given: Any, key: tuple[Any, Any]) -> None:
         at = time.monotonic()
         self.steps[key] = Noted(kind, name, node, 0, str(key[0]), given, time.time(), at, ended=at)
-
-    def _asked(self, interrupts: Any, run: Run, run_id: UUID) -> None:
-        """An interrupt passes through the nodes of all graphs around it: noted where it comes from."""
-        given = interrupts if isinstance(interrupts, (list, tuple)) else [interrupts]
-        new = {key: item for item in given if (key := getattr(item, "id", id(item))) not in self.asked}
-        self.asked.update(new)
-        for key, item in new.items():
-            self._instant("interrupt", str(key), run.node, getattr(item, "value", item), (run_id, key))
 
     def _made(self, messages: Iterable[BaseMessage], run: Run) -> None:
         for message in messages:

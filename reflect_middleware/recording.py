@@ -34,15 +34,15 @@ def record_of(
         status: How it ended.
         error: What it raised, if anything.
         ended: When.
-        earlier: The interrupted episode that it goes on with, if any.
+        earlier: The interrupted or failed episode that it goes on with, if any.
         wait: Seconds until it counts towards K.
         redact: The user's filter; every text passes through it.
     """
     plan, recorder = session.plan, session.recorder
     clean = cleaner(redact)
     steps = _steps(recorder, clean)
-    if earlier is not None and plan.resume is not None:
-        steps = (*earlier.trajectory, _resume_step(plan.resume[0], clean), *steps)
+    if earlier is not None:
+        steps = (*earlier.trajectory, _again_step(earlier, plan.resume, clean), *steps)
     interrupted = status == "interrupted"
     episode = Episode(
         id=session.episode_id,
@@ -96,8 +96,12 @@ def _steps(recorder: Recorder, clean: Callable[[str], str]) -> tuple[Step, ...]:
     return tuple(_step(noted, seen, clean) for noted in list(recorder.steps.values()))
 
 
-def _resume_step(value: Any, clean: Callable[[str], str]) -> Step:
-    """The step that says with which answer an interrupted run went on."""
+def _again_step(earlier: Episode, resume: tuple[Any, ...] | None, clean: Callable[[str], str]) -> Step:
+    """How a run went on: with which answer after an interrupt; after a failure with its error, unless a step has it."""
+    if earlier.status == "failed":
+        told = any(step.error == earlier.error for step in earlier.trajectory)
+        return Step(kind="retry", input="the run was started again", error="" if told else earlier.error)
+    value = resume[0] if resume else None
     return Step(kind="resume", input="" if value is None else shortened(value, STEP_CHARS, clean))
 
 

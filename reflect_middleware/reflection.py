@@ -173,7 +173,8 @@ class Reflection:
         """The same graph, learning: same class, schemas, streams, state. Also the one node in an existing graph.
 
         Args:
-            graph: Any compiled LangGraph graph.
+            graph: Any compiled LangGraph graph. A `RemoteGraph` is recorded too, but its model runs on the server and
+                gets no lessons; its v3 event streams are not recorded.
             name: The agent's name in episodes and as `{agent}` in namespaces; the graph's own by default.
             namespace: As in `Reflection`, for this agent.
             task: As in `Reflection`, for this agent.
@@ -181,7 +182,7 @@ class Reflection:
             inject: As in `Reflection`, for this agent.
 
         Raises:
-            WrapError: If `graph` is not a compiled LangGraph graph.
+            WrapError: If `graph` is neither.
         """
         agent = name or str(getattr(graph, "name", "") or "LangGraph")
         return wrapping.wrap(graph, wrapping.Link(self._core, self._spec(agent, namespace, task, reward, inject)))

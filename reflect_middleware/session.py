@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.errors import GraphInterrupt
 
 from reflect_middleware.lanes import awaited
 from reflect_middleware.namespaces import NamespaceRule
@@ -56,6 +57,10 @@ class Plan:
     parent_id: str = ""
     root_run_id: str = ""
     """The outer run's id where it is known, else empty: this run is then its own root."""
+    execution: tuple[str, ...] = ()
+    """Names the execution of the node that this run belongs to, whatever a RetryPolicy makes of it; empty for none."""
+    attempt: str = ""
+    """Names the attempt of that execution."""
 
 
 @dataclass(slots=True)
@@ -67,13 +72,15 @@ class Session:
     recorder: Recorder = field(default_factory=Recorder)
     choice: Choice = field(default_factory=Choice)
     resumed_id: str = ""
-    """The interrupted episode that this run goes on with."""
+    """The interrupted or failed episode that this run goes on with."""
     started: datetime = field(default_factory=now)
     ended: bool = False
     fallback_id: str = ""
     """The run's id while the graph has not said one: the caller's, or one of ours."""
     last: Any = None
     """The last chunk that the graph gave; the result of `invoke` is in it."""
+    listener: Callable[[Any], None] | None = None
+    """Is told of each chunk of a graph whose callbacks are not heard here."""
 
     @property
     def block(self) -> str:
@@ -124,12 +131,20 @@ class Session:
         except Exception as error:  # noqa: BLE001 - boundary to the user's run
             self.core.finder.failed(error)
 
+    def passed(self, chunk: Any) -> None:
+        """The graph has given a chunk."""
+        self.last = chunk
+        if (listener := self.listener) is not None:
+            self.core.safely("listen", lambda: listener(chunk))
+
     def finish(self, status: EpisodeStatus, error: BaseException | None = None) -> Future[Any] | None:
         """Queue the record; safe in cancellation and garbage collection. None if there is nothing to wait for."""
         if self.ended:
             return None
         self.ended = True
         try:
+            if isinstance(error, GraphInterrupt) and error.args:
+                self.recorder.note_interrupts(error.args[0], "", self.run_id)
             return self.core.keeper.finish(self, status, error)
         except Exception:
             logger.exception("reflect: a run's end could not be recorded")
@@ -163,7 +178,8 @@ class Session:
 
     def _take(self, found: tuple[Choice, str] | None) -> None:
         if found is not None:
-            self.choice, self.resumed_id = found
+            self.choice, resumed_id = found
+            self.resumed_id = resumed_id or self.resumed_id
 
 
 def _parent(config: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ Namespace = tuple[str, ...]
 EpisodeStatus = Literal["completed", "failed", "cancelled", "abandoned", "interrupted"]
 LessonStatus = Literal["candidate", "active", "retired"]
 RewardSource = Literal["outcome", "user", "judge", "implicit", "self"]
-StepKind = Literal["model", "tool", "interrupt", "resume"]
+StepKind = Literal["model", "tool", "interrupt", "resume", "retry"]
 EditOp = Literal["add", "edit", "merge", "retire"]
 
 TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
@@ -67,7 +67,7 @@ def combined(rewards: Sequence[Reward]) -> float | None:
 
 
 class Step(Frozen):
-    """One step of a trajectory: a model call, a tool call, an interrupt or a resume."""
+    """One step of a trajectory: a model call, a tool call, an interrupt, a resume or a retry of the whole run."""
 
     kind: StepKind
     name: str = ""

@@ -15,7 +15,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.pregel import Pregel
 
-from reflect_middleware import boundary
+from reflect_middleware import boundary, remote
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
 from reflect_middleware.errors import WrapError
@@ -62,20 +62,22 @@ class Link:
 
 
 def wrap(graph: G, link: Link) -> G:
-    """The wrapped form of a compiled graph.
+    """The wrapped form of a compiled graph, or of a RemoteGraph, whose runs are only recorded.
 
     A graph that is wrapped in the same way already is given back. Wrapped again with another name, rule or Reflection,
     the newer one counts: a run is recorded once.
 
     Raises:
-        WrapError: If it is not a compiled LangGraph graph.
+        WrapError: If it is neither.
     """
-    if not isinstance(graph, Pregel):
+    if not (isinstance(graph, Pregel) or remote.is_remote(graph)):
         raise WrapError(_not_a_graph(graph))
     standing = graph.__dict__.get(LINK)
     if standing is not None and not link.adds_to(standing, graph):
         return graph
     boundary.install()
+    if standing is None and remote.is_remote(graph):
+        remote.tell(link.spec.agent)
     wrapped = copy.copy(graph)
     wrapped.__class__ = _class_for(getattr(type(graph), BASE, type(graph)))
     wrapped.__dict__[LINK] = link
@@ -147,7 +149,8 @@ def _drive(session: Session, start: Callable[[], Any]) -> Iterator[Any]:
                 break
             finally:
                 boundary.leave(token)
-            session.last, thrown = chunk, None
+            session.passed(chunk)
+            thrown = None
             try:
                 yield chunk
             except GeneratorExit:
@@ -181,6 +184,12 @@ def _class_for(base: type) -> type:
     return _classes[base]
 
 
+def _attach(graph: Any, session: Session, config: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(graph, Pregel):
+        return remote.attach(graph, session, config, kwargs)
+    return with_handler(graph.config, config, session.recorder), kwargs
+
+
 def _stream(base: Any) -> Callable[..., Iterator[Any]]:
     @wraps(base.stream)
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -188,8 +197,8 @@ def _stream(base: Any) -> Callable[..., Iterator[Any]]:
         if session is None:
             yield from base.stream(self, input, config, **kwargs)
         else:
-            watched = with_handler(self.config, config, session.recorder)
-            yield from _drive(session, lambda: base.stream(self, input, watched, **kwargs))
+            config, kwargs = _attach(self, session, config, kwargs)
+            yield from _drive(session, lambda: base.stream(self, input, config, **kwargs))
 
     return stream
 
@@ -201,7 +210,7 @@ def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:  # noqa: C901 - an
         error: BaseException | None = None
         try:
             if session is not None:
-                config = with_handler(self.config, config, session.recorder)
+                config, kwargs = _attach(self, session, config, kwargs)
                 await session.aprepare()
             chunks = base.astream(self, input, config, **kwargs)
             step = _first(chunks)
@@ -216,7 +225,7 @@ def _astream(base: Any) -> Callable[..., AsyncIterator[Any]]:  # noqa: C901 - an
                 finally:
                     boundary.leave(token)
                 if session:
-                    session.last = chunk
+                    session.passed(chunk)
                 try:
                     yield chunk
                     step = anext(chunks)
@@ -284,8 +293,6 @@ def _not_a_graph(given: Any) -> str:
     kind = type(given).__name__
     if hasattr(given, "compile"):
         return f"wrap got a {kind} that is not compiled; allowed: a compiled graph. Write wrap(builder.compile())."
-    if hasattr(given, "get_graph") and hasattr(given, "assistant_id"):
-        return f"wrap got a {kind}, which runs in another process; wrap the graph itself where it is served."
     return (
         f"wrap got a {kind}: {given!r:.80}; allowed: a compiled LangGraph graph (what .compile(), create_agent or"
         " @entrypoint gives). For another runnable, make it a node of a graph first."
