@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.lanes import Lane
@@ -65,17 +66,19 @@ class Finder:
         local = options.store == "exact" and parts.opened("index")
         if not local or parts.embedder.peek_query(plan.task) is None:
             return None
-        return self._choose(plan, plan.task, revision), ""
+        return self._choose(plan, revision), ""
 
     def find(self, plan: Plan) -> tuple[Choice, str]:
         """The run's lessons, and the interrupted episode that it goes on with, if any."""
         ledger, resumed = self.core.parts.ledger, None
         if plan.resume is not None and plan.thread_id:
             resumed = ledger.episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
+        if resumed is not None:  # by another user, perhaps, such as the one who approves
+            plan = replace(plan, namespace=resumed.namespace, task=resumed.task)
         revision, paused = ledger.lessons.state(plan.namespace)
         choice = Choice()
         if plan.use_lessons and revision and not paused and (resumed or plan.task or plan.resume is None):
-            choice = self._choose(plan, resumed.task if resumed else plan.task, revision)
+            choice = self._choose(plan, revision)
         self._failures = 0
         return choice, resumed.id if resumed else ""
 
@@ -90,9 +93,9 @@ class Finder:
         if self.core.parts.ledger.lessons.state(namespace)[0]:
             _ = self.core.parts.embedder.id
 
-    def _choose(self, plan: Plan, task: str, revision: int) -> Choice:
+    def _choose(self, plan: Plan, revision: int) -> Choice:
         parts, options = self.core.parts, self.core.options
-        vector = parts.embedder.embed_query(task)
+        vector = parts.embedder.embed_query(plan.task)
         hits = parts.index.search(plan.namespace, revision, vector, 2 * options.limits.top_k + 8)
         shown = parts.ledger.episodes.shown_in_thread(plan.namespace, plan.thread_id) if plan.thread_id else []
         bodies = self._active(plan.namespace, revision, [*(lesson_id for lesson_id, _ in hits), *shown])

@@ -129,6 +129,8 @@ class Keeper:
     def _settle(self, done: Future[str], session: Session, ended: float) -> None:
         """Run inline: the record, its reward callable and a due reflection, one after the other."""
         episode_id, fn, namespace = done.result(), self._reward_of(session), session.plan.namespace
+        if episode_id and session.resumed_id:
+            namespace = self.core.parts.ledger.episodes.get(episode_id).namespace
         if episode_id and fn is not None and not session.recorder.interrupted:
             self._ask(episode_id, namespace, fn, ended)
         self.core.parts.learner.run_due_and_wait(namespace)
