@@ -88,9 +88,9 @@ class Keeper:
             standing = episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
             session.resumed_id = standing.id if standing else ""
         earlier = episodes.get(session.resumed_id) if session.resumed_id else None
-        options = self.core.options
-        wait = options.reward_wait if self._reward_of(session) is None else options.reward_timeout
-        return record_of(session, status, error, ended, earlier=earlier, wait=wait, redact=options.redact)
+        options, asked = self.core.options, self._reward_of(session) is not None
+        wait = options.reward_timeout if asked else options.reward_wait
+        return record_of(session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact)
 
     def _save(self) -> None:
         """Write all records that wait; what a full or locked ledger refuses is tried again with the next one."""
