@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace
+    from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, Reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +19,20 @@ class Batch:
     """The claimed episodes, in the order of their handles."""
     lessons: tuple[Lesson, ...] = ()
     """The existing lessons that these episodes may touch, in the order of their handles."""
+    earlier: Mapping[str, Sequence[Reward]] = field(default_factory=dict)
+    """By id, what is now said of the earlier episodes from which the lessons that need review were learned."""
     rejected: tuple[EditOutcome, ...] = ()
     """Edits refused earlier, so that they need not be proposed again."""
+
+    @property
+    def rewards(self) -> dict[str, Sequence[Reward]]:
+        """All rewards that the reflector is told of, by the episode's id."""
+        return {**self.earlier, **{episode.id: episode.rewards for episode in self.episodes}}
+
+    def late(self, lesson: Lesson) -> list[Reward]:
+        """The rewards that came after a lesson was learned, the oldest first."""
+        known = [reward for source in lesson.sources for reward in self.earlier.get(source, ())]
+        return sorted((r for r in known if r.at > lesson.updated_at), key=lambda r: r.at)
 
     @property
     def episode_handles(self) -> dict[str, Episode]:

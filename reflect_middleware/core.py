@@ -18,6 +18,7 @@ from reflect_middleware.errors import ReflectError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
+from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
 from reflect_middleware.parts import Parts
 from reflect_middleware.render import task_text
@@ -130,7 +131,8 @@ class Core:
         use_lessons = self.options.use_lessons and per_run.get("use_lessons", True) is not False
         if not learn and not use_lessons:
             return None
-        namespace, why = spec.rule.resolve(config, context, spec.agent)
+        principal = principal_of(config, overrides=self.options.run_overrides)
+        namespace, why = spec.rule.resolve(config, context, spec.agent, principal)
         if namespace is None:
             self._warn_once(f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
@@ -143,7 +145,7 @@ class Core:
             graph_input=graph_input,
             thread_id=str(configurable.get("thread_id") or ""),
             checkpoint_ns=str(configurable.get("checkpoint_ns") or ""),
-            principal=str(configurable.get("langgraph_auth_user_id") or per_run.get("principal") or ""),
+            principal=principal,
             task_key=str(per_run.get("task_key") or ""),
             reference=per_run.get("reference"),
             metadata=config.get("metadata") or {},

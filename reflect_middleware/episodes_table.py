@@ -11,17 +11,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, aliases, exposures, lesson_sources, lessons, rewards
+from reflect_middleware.database import Database, aliases, exposures, rewards
 from reflect_middleware.database import episodes as table
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
-from reflect_middleware.types import Episode, Exposure, Lesson, Namespace, Reward, combined
+from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
+from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
-WAITING_REWARDS = 10_000
-"""Most rewards kept for episodes that are not known yet."""
-WAITING_SECONDS = 7 * 86_400.0
-"""How long such a reward waits."""
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
 ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
@@ -37,6 +34,8 @@ class Record:
     checkpoint_ns: str = ""
     ready_at: float | None = None
     """Epoch seconds from when on it counts towards K; None while it is interrupted."""
+    asked: bool = False
+    """Whether a reward callable is being asked: the episode waits for it, whatever others say."""
     aliases: tuple[str, ...] = ()
     """Run and message ids under which a reward may name it."""
     rewards: tuple[Reward, ...] = ()
@@ -77,38 +76,44 @@ class EpisodeTable:
             self.db.insert(connection, self._name, *named)
             self.db.insert(connection, self._expose, *exposed)
             for reward in record.rewards:
-                self._insert(connection, episode.id, reward, waiting=False)
+                insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
-                self._adopt(connection, episode.id, names)
+                adopt(connection, episode.id, names)
+            if record.ready_at:
+                self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
     def reward(self, episode_id: str, reward: Reward) -> None:
         """Add a reward; the same source and key replaces the former one, which stays in the history."""
         with self.db.write() as connection:
-            self._add(connection, episode_id, reward)
+            add(connection, episode_id, reward)
 
-    def reward_later(self, alias: str, reward: Reward) -> None:
-        """Keep a reward for an episode that is not known yet."""
+    def reward_later(self, name: str, reward: Reward) -> list[str]:
+        """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
-            if found := self._resolve(connection, alias):
-                for episode_id in found:
-                    self._add(connection, episode_id, reward)
-                return
-            self._insert(connection, alias, reward, waiting=True)
-            self._forget(connection)
+            found = self._resolve(connection, name)
+            for episode_id in found:
+                add(connection, episode_id, reward)
+            if not found:
+                add_later(connection, name, reward)
+        return found
+
+    def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
+        """The standing rewards of these episodes, also of those that have none."""
+        wanted = list(ids)
+        with self.db.read() as connection:
+            found = current(connection, wanted)
+        return {i: found.get(i, ()) for i in wanted}
 
     def open_for_reflection(self, episode_id: str, ready_at: float) -> None:
         """Say from when on an ended episode counts, unless a reward has already said so."""
         with self.db.write() as connection:
-            given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
-            has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
-            connection.execute(
-                table.update()
-                .where(table.c.id == episode_id, table.c.ready_at.is_not(None))
-                .values(ready_at=sa.case((has_reward, 0.0), else_=ready_at))
-            )
+            self._open(connection, episode_id, ready_at, at_once=True)
 
     def resolve(self, alias: str) -> list[str]:
-        """Ids of the episodes that this run id, message id or output belongs to, the first one first."""
+        """Ids of the episodes that are meant: the first one with this run or message, all that gave this output.
+
+        For a root run that is no episode itself: the outermost ones under it.
+        """
         with self.db.read() as connection:
             return self._resolve(connection, alias)
 
@@ -204,7 +209,7 @@ class EpisodeTable:
         )
         with self.db.read() as connection:
             pairs = connection.execute(query).all()
-            judged = _rewards(connection, {pair.episode_id for pair in pairs})
+            judged = current(connection, {pair.episode_id for pair in pairs})
         shown: dict[str, list[float | None]] = {}
         for lesson_id, episode_id in pairs:
             shown.setdefault(lesson_id, []).append(combined(judged.get(episode_id, ())))
@@ -217,7 +222,7 @@ class EpisodeTable:
         query = query.order_by(table.c.started_at.desc() if newest else table.c.started_at).limit(limit)
         rows = connection.execute(query).all()
         ids = {row.id for row in rows}
-        judged = _rewards(connection, ids)
+        judged = current(connection, ids)
         exposed: dict[str, list[Exposure]] = {}
         for row in connection.execute(
             sa.select(exposures).where(exposures.c.episode_id.in_(ids)).order_by(exposures.c.position)
@@ -225,66 +230,19 @@ class EpisodeTable:
             exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
         return [_episode(row, judged.get(row.id, ()), exposed.get(row.id, ())) for row in rows]
 
-    def _adopt(self, connection: sa.Connection, episode_id: str, names: set[str]) -> None:
-        query = sa.select(rewards).where(rewards.c.target.in_(names), rewards.c.waiting).order_by(rewards.c.seq)
-        for row in connection.execute(query).all():
-            connection.execute(rewards.delete().where(rewards.c.seq == row.seq))
-            self._add(connection, episode_id, Reward.model_validate_json(row.body))
-
-    def _add(self, connection: sa.Connection, episode_id: str, reward: Reward) -> None:
-        same = (rewards.c.target == episode_id, rewards.c.source == reward.source, rewards.c.key == reward.key)
-        connection.execute(rewards.update().where(*same, rewards.c.current).values(current=False))
-        self._insert(connection, episode_id, reward, waiting=False)
-        consumed = (
-            connection.execute(
-                table.update()
-                .where(table.c.id == episode_id, table.c.reflection_id == "", table.c.ready_at.is_not(None))
-                .values(ready_at=0.0)
-            ).rowcount
-            == 0
-        )
-        if consumed:
-            self._mark_for_review(connection, episode_id)
-
-    def _insert(self, connection: sa.Connection, target: str, reward: Reward, *, waiting: bool) -> None:
-        connection.execute(
-            rewards.insert().values(
-                target=target,
-                source=reward.source,
-                key=reward.key,
-                current=True,
-                waiting=waiting,
-                at=reward.at.timestamp(),
-                body=reward.model_dump_json(),
-            )
-        )
-
-    def _forget(self, connection: sa.Connection) -> None:
-        newest = sa.select(rewards.c.seq).where(rewards.c.waiting).order_by(rewards.c.seq.desc())
-        connection.execute(
-            rewards.delete().where(
-                rewards.c.waiting,
-                sa.or_(
-                    rewards.c.at < time.time() - WAITING_SECONDS,
-                    rewards.c.seq < sa.func.coalesce(newest.limit(1).offset(WAITING_REWARDS).scalar_subquery(), 0),
-                ),
-            )
-        )
-
-    def _mark_for_review(self, connection: sa.Connection, episode_id: str) -> None:
-        """A reward that comes after the reflection never re-claims the episode; its lessons are looked at again."""
-        query = (
-            sa.select(lessons.c.id, lessons.c.namespace, lessons.c.body)
-            .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
-            .where(lesson_sources.c.episode_id == episode_id, lessons.c.status != "retired")
-        )
-        for row in connection.execute(query).all():
-            lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})
-            connection.execute(lessons.update().where(lessons.c.id == row.id).values(body=lesson.model_dump_json()))
+    def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
+        """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
+        given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
+        has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
+        when = sa.case((has_reward, 0.0), else_=ready_at) if at_once else ready_at
+        ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
+        connection.execute(table.update().where(*ended).values(ready_at=when))
 
     def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
         query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
         found = [row.episode_id for row in connection.execute(query)]
+        if found and not alias.startswith("out:"):
+            return found[:1]
         if not found:
             roots = sa.select(table.c.id).where(table.c.root_run_id == alias, table.c.parent_id == "")
             found = [row.id for row in connection.execute(roots)]
@@ -294,16 +252,6 @@ class EpisodeTable:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _rewards(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
-    found: dict[str, list[Reward]] = {}
-    query = sa.select(rewards.c.target, rewards.c.body).where(
-        rewards.c.target.in_(list(ids)), rewards.c.current, ~rewards.c.waiting
-    )
-    for row in connection.execute(query.order_by(rewards.c.seq)):
-        found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
-    return found
 
 
 def _episode(row: Any, judged: Sequence[Reward], exposed: Sequence[Exposure]) -> Episode:

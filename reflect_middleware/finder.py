@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.lanes import Lane
@@ -83,10 +84,12 @@ class Finder:
         ledger, resumed = self.core.parts.ledger, None
         if plan.resume is not None and plan.thread_id:
             resumed = ledger.episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
+        if resumed is not None:  # by another user, perhaps, such as the one who approves
+            plan = replace(plan, namespace=resumed.namespace, task=resumed.task)
         revision, paused = ledger.lessons.state(plan.namespace)
         choice = Choice()
         if plan.use_lessons and revision and not paused and (resumed or plan.task or plan.resume is None):
-            vector = self.core.parts.embedder.embed_query(resumed.task if resumed else plan.task)
+            vector = self.core.parts.embedder.embed_query(plan.task)
             choice = self._choose(plan, vector, revision)
         self._failures = 0
         return choice, resumed.id if resumed else ""

@@ -107,9 +107,11 @@ class Keeper:
             standing = episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
             session.resumed_id = standing.id if standing else ""
         earlier = self._earlier(session)
-        options = self.core.options
-        wait = options.reward_wait if self._reward_of(session) is None else options.reward_timeout
-        record = record_of(session, status, error, ended, earlier=earlier, wait=wait, redact=options.redact)
+        options, asked = self.core.options, self._reward_of(session) is not None
+        wait = options.reward_timeout if asked else options.reward_wait
+        record = record_of(
+            session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
+        )
         return record if earlier is None else replace(record, rewards=self._decided(earlier, plan.resume))
 
     def _decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
@@ -172,6 +174,8 @@ class Keeper:
     def _settle(self, done: Future[str], session: Session, ended: float) -> None:
         """Run inline: the record, its reward callable and a due reflection, one after the other."""
         episode_id, fn, namespace = done.result(), self._reward_of(session), session.plan.namespace
+        if episode_id and session.resumed_id:
+            namespace = self.core.parts.ledger.episodes.get(episode_id).namespace
         if episode_id and fn is not None and not session.recorder.interrupted:
             self._ask(episode_id, namespace, fn, ended)
         self.core.parts.learner.run_due_and_wait(namespace)

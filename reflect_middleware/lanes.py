@@ -30,6 +30,11 @@ class Lane:
         self._pid = 0
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
 
+    @property
+    def here(self) -> bool:
+        """Whether this is one of its own threads, where waiting for a job of it would never end."""
+        return getattr(_thread, "lane", None) is self
+
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Queue a job; never blocks. It takes no lock, so that a garbage collection may end a run at any point."""
         future: Future[T] = Future()
@@ -72,6 +77,7 @@ class Lane:
                 self._queue, self._pid = queue, pid
 
     def _run(self, queue: SimpleQueue[Job | None]) -> None:
+        _thread.lane = self
         while (item := queue.get()) is not None:
             job, future = item
             try:
@@ -109,6 +115,7 @@ async def awaited(future: Future[T]) -> T:
 
 
 _starting = threading.RLock()
+_thread = threading.local()
 
 
 def _renew() -> None:

@@ -55,7 +55,9 @@ class Learner:
 
     def rewarded(self, namespace: Namespace) -> None:
         """A reward came, which may have made an episode ready."""
-        if self.options.run == "inline":
+        if self.options.run == "inline" and self.lane.here:  # from a reflector or from `on_reflection`
+            self.lane.submit(lambda: self._run_due(namespace))
+        elif self.options.run == "inline":
             self.run_due_and_wait(namespace)
         else:
             self.poke(namespace)

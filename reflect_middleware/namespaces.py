@@ -12,6 +12,8 @@ from typing import Any
 from reflect_middleware.errors import TemplateError
 from reflect_middleware.types import Namespace
 
+VERIFIED = "langgraph_auth_user_id"
+"""Where a LangGraph server puts the user that it has verified; empty if it verifies none."""
 NamespaceFn = Callable[[Any, Any], Namespace]
 ALLOWED = 'a non-empty tuple of strings, whose parts may hold fields like "{user_id}"'
 
@@ -29,8 +31,10 @@ class NamespaceRule:
             return None
         return tuple(part.format() for part in self.parts)
 
-    def resolve(self, config: Mapping[str, Any], context: Any, agent: str) -> tuple[Namespace | None, str]:
-        """The run's namespace, or None and the reason why there is none."""
+    def resolve(
+        self, config: Mapping[str, Any], context: Any, agent: str, principal: str = ""
+    ) -> tuple[Namespace | None, str]:
+        """The run's namespace, or None and the reason why there is none; `principal` as `principal_of` gives it."""
         if callable(self.parts):
             found = self.parts(config, context)
             if _valid(found):
@@ -38,7 +42,9 @@ class NamespaceRule:
             return None, f"the namespace callable returned {found!r}; expected {ALLOWED}"
         if (fixed := self.plain) is not None:
             return fixed, ""
-        values = _values(config, context, agent)
+        values = _values(config, context) | {"agent": agent}
+        if principal:
+            values["principal"] = principal
         missing = [name for part in self.parts for name in _fields(part) if values.get(name) in (None, "")]
         if missing:
             return None, f"the run has no value for {', '.join(missing)}"
@@ -65,6 +71,14 @@ def rule(parts: Any) -> NamespaceRule:
     return NamespaceRule(tuple(parts))
 
 
+def principal_of(config: Mapping[str, Any], *, overrides: bool) -> str:
+    """For whom a run is: the server's verified user, else, where single runs may say so, the one that they name."""
+    configurable = config.get("configurable") or {}
+    own = configurable.get("reflect") if overrides else None
+    named = own.get("principal") if isinstance(own, Mapping) else None
+    return str(configurable.get(VERIFIED) or named or "")
+
+
 def to_key(namespace: Namespace) -> str:
     """The namespace as one string, one to one."""
     return json.dumps(list(namespace), ensure_ascii=False)
@@ -83,17 +97,17 @@ def _fields(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
-def _values(config: Mapping[str, Any], context: Any, agent: str) -> dict[str, Any]:
-    """Template values; the server's verified user wins over what the client wrote, the run's context over both."""
+def _values(config: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """Template values: the run's context wins over configurable, except for who the server says the user is.
+
+    A server writes that into configurable, last; the context that it passes on is the client's own text.
+    """
     configurable = config.get("configurable") or {}
-    values: dict[str, Any] = {k: v for k, v in configurable.items() if isinstance(v, (str, int))}
-    per_run = configurable.get("reflect")
-    if isinstance(per_run, Mapping) and "principal" in per_run:
-        values.setdefault("principal", per_run["principal"])
     runtime = configurable.get("__pregel_runtime")
-    for source in (getattr(runtime, "context", None), context):
-        values.update({k: v for k, v in _mapping(source).items() if isinstance(v, (str, int))})
-    return values | {"agent": agent}
+    values: dict[str, Any] = {}
+    for source in (configurable, _mapping(getattr(runtime, "context", None)), _mapping(context)):
+        values.update({k: v for k, v in source.items() if isinstance(v, (str, int))})
+    return values | {VERIFIED: configurable.get(VERIFIED)}
 
 
 def _mapping(context: Any) -> Mapping[str, Any]:

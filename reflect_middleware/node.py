@@ -9,6 +9,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from reflect_middleware.core import off
 from reflect_middleware.lanes import awaited
+from reflect_middleware.namespaces import principal_of
 from reflect_middleware.session import Spec
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def _due(core: Core, spec: Spec, config: RunnableConfig) -> Any:
     if core.closed or off():
         return None
     try:
-        namespace, _ = spec.rule.resolve(dict(config), None, spec.agent)
+        principal = principal_of(config, overrides=core.options.run_overrides)
+        namespace, _ = spec.rule.resolve(config, None, spec.agent, principal)
     except Exception as error:  # noqa: BLE001 - the user's callable, in the user's run
         core.failed("node", error)
         return None

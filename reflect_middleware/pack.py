@@ -25,6 +25,8 @@ VITAL = 4
 """A task, error, comment or correction may be this many times longer than any other text."""
 GAP = 24
 """Characters allowed for each mention of cut steps."""
+LATE = 3
+"""Most rewards shown with a lesson that came after it was learned."""
 REJECTED = 10
 """Most refused edits that are repeated to the reflector."""
 ROOMY = 800
@@ -185,10 +187,11 @@ def _standing(lesson: Lesson) -> str:
     return ", ".join(marks)
 
 
-def _lesson(handle: str, lesson: Lesson, limit: int) -> str:
+def _lesson(handle: str, lesson: Lesson, late: Sequence[Reward], limit: int) -> str:
     half = max(limit // 2, 1)
     said = f"{handle}: When {shorten(lesson.when, half)}: {shorten(lesson.do, half)}"
-    return "\n".join([said, f"  {_standing(lesson)}", *_line("  because", lesson.because, limit // 3)])
+    came = [f"  since then, {line}" for reward in late[-LATE:] for line in _reward_lines(reward, limit // 3)]
+    return "\n".join([said, f"  {_standing(lesson)}", *_line("  because", lesson.because, limit // 3), *came])
 
 
 def _refusal(outcome: EditOutcome, limit: int) -> str:
@@ -207,7 +210,8 @@ class _Page:
     def text(self, limit: int) -> str:
         """The whole with at most about `limit` characters for each episode and a part of that for each lesson."""
         standing = self.batch.lesson_handles.items()
-        lessons = [_lesson(handle, lesson, max(limit // 4, 60)) for handle, lesson in standing]
+        room, late = max(limit // 4, 60), self.batch.late
+        lessons = [_lesson(handle, lesson, late(lesson), room) for handle, lesson in standing]
         refusals = self.batch.rejected[:REJECTED] if limit >= ROOMY else ()
         refused = [_refusal(outcome, limit // 8) for outcome in refusals]
         blocks = [

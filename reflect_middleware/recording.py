@@ -10,7 +10,16 @@ from langchain_core.messages import BaseMessage, SystemMessage
 
 from reflect_middleware.episodes_table import Record
 from reflect_middleware.record import Noted, Recorder, message_key
-from reflect_middleware.render import STEP_CHARS, VALUE_CHARS, clip, fingerprint, message_line, plain, shortened
+from reflect_middleware.render import (
+    STEP_CHARS,
+    VALUE_CHARS,
+    clip,
+    fingerprint,
+    message_line,
+    messages_in,
+    plain,
+    shortened,
+)
 from reflect_middleware.session import Session
 from reflect_middleware.types import Episode, EpisodeStatus, Step
 
@@ -25,6 +34,7 @@ def record_of(
     *,
     earlier: Episode | None,
     wait: float,
+    asked: bool,
     redact: Redact,
 ) -> Record:
     """The record of a run that has ended or paused.
@@ -36,6 +46,7 @@ def record_of(
         ended: When.
         earlier: The interrupted or failed episode that it goes on with, if any.
         wait: Seconds until it counts towards K.
+        asked: Whether a reward callable is to judge it.
         redact: The user's filter; every text passes through it.
     """
     plan, recorder = session.plan, session.recorder
@@ -50,9 +61,9 @@ def record_of(
         root_run_id=earlier.root_run_id if earlier else plan.root_run_id or session.run_id,
         parent_id=plan.parent_id,
         agent=plan.spec.agent,
-        namespace=plan.namespace,
+        namespace=earlier.namespace if earlier else plan.namespace,
         thread_id=plan.thread_id,
-        principal=plan.principal,
+        principal=earlier.principal if earlier else plan.principal,
         task=earlier.task if earlier else clean(plan.task),
         task_key=plan.task_key or (earlier.task_key if earlier else ""),
         input=earlier.input if earlier else shortened(plan.graph_input, VALUE_CHARS, clean),
@@ -70,7 +81,15 @@ def record_of(
         episode=episode,
         checkpoint_ns=plan.checkpoint_ns,
         ready_at=None if interrupted else (ended.timestamp() + wait if wait else 0.0),
-        aliases=_unique([*recorder.message_ids, *_fingerprints(recorder.output), *_run_ids(session)]),
+        asked=asked,
+        aliases=_unique(
+            [
+                *recorder.message_ids,
+                *_message_ids(recorder.output),
+                *_fingerprints(recorder.output),
+                *_run_ids(session),
+            ]
+        ),
     )
 
 
@@ -162,6 +181,11 @@ def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {clean(k): _cleaned(v, clean) for k, v in value.items()}
     return [_cleaned(v, clean) for v in value] if isinstance(value, list) else value
+
+
+def _message_ids(output: Any) -> list[str]:
+    """Ids of the answers in the state, for those that got theirs only there; an earlier run's name that run first."""
+    return [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
 
 
 def _fingerprints(output: Any) -> list[str]:

@@ -56,12 +56,15 @@ class Reflecting:
         return report
 
     def _batch(self, claim: Claim) -> Batch:
-        episodes = self.core.parts.ledger.episodes.many(claim.episodes)
+        table = self.core.parts.ledger.episodes
+        episodes = table.many(claim.episodes)
         recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
+        related = self._related(claim.namespace, episodes)
         return Batch(
             namespace=claim.namespace,
             episodes=episodes,
-            lessons=self._related(claim.namespace, episodes),
+            lessons=related,
+            earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
             rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
         )
 
@@ -118,7 +121,9 @@ class Reflecting:
         plan = self._curated(claim, batch, answer, vectors, embedder)
         record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
         reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
-        written = self.core.parts.ledger.reflections.commit(claim, record, plan.changes, embedder, reviewed)
+        written = self.core.parts.ledger.reflections.commit(
+            claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
+        )
         if written is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
         self.core.parts.index.sync_later(claim.namespace)

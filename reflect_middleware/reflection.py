@@ -252,8 +252,8 @@ class Reflection:
         *,
         key: str,
         score: float | bool | None = None,
-        comment: str = "",
-        correction: Any = "",
+        comment: str | None = None,
+        correction: Any = None,
         thread_id: str | None = None,
         source: str = "user",
     ) -> None:
@@ -263,8 +263,8 @@ class Reflection:
             RewardError: If the score is not allowed.
             TargetError: If the target names no run.
         """
-        text = correction if isinstance(correction, str) else str(correction)
-        given = Reward(value=from_score(score), source=source, key=key, comment=comment, correction=text)
+        text = "" if correction is None else str(correction)
+        given = Reward(value=from_score(score), source=source, key=key, comment=comment or "", correction=text)
         self._give(target, thread_id, None, given)
 
     @contextlib.contextmanager
@@ -402,10 +402,9 @@ class Reflection:
         core.keeper.writer.wait_idle(core.keeper.timeout)
         table, reward = core.parts.ledger.episodes, core.keeper.cleaned(given)
         found = self._found(target, thread_id, namespace)
-        if not found:
-            table.reward_later(_run_id(target), reward)
         for episode_id in found:
             table.reward(episode_id, reward)
+        for episode_id in found or table.reward_later(_run_id(target), reward):
             core.parts.learner.rewarded(table.get(episode_id).namespace)
 
     def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
@@ -428,7 +427,7 @@ class Reflection:
                     " `with reflection.track() as t:` around the run and pass `t.episode_ids[0]`."
                 )
             if found:
-                return found if not isinstance(target, BaseMessage) else found[:1]
+                return found
         if isinstance(target, (str, UUID, BaseMessage)):
             return []
         raise TargetError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from reflect_middleware.desk import Change
 from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.types import Namespace, ReflectionRecord, new_id
+from reflect_middleware.rewards_table import changed_since, lock, mark_for_review
+from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
 
 TRIES = 3
 """After so many failed reflections an episode is dead-lettered."""
@@ -115,9 +116,13 @@ class ReflectionTable:
         record: ReflectionRecord,
         changes: Sequence[Change],
         embedder: str,
+        *,
         reviewed: Sequence[str] = (),
+        read: Mapping[str, Sequence[Reward]] | None = None,
     ) -> list[Change] | None:
         """Write the edits and the done-mark together; `reviewed` lessons need no further review.
+
+        Except where a reward has come meanwhile: `read` are the rewards, by episode, that the reflector was told of.
 
         Returns:
             The changes written: those whose lesson nobody changed meanwhile. None if the claim was lost; nothing is
@@ -126,8 +131,11 @@ class ReflectionTable:
         with self.db.write() as connection:
             if connection.execute(table.update().where(*_mine(claim)).values(status="done")).rowcount != 1:
                 return None
+            told = read or {}
+            lock(connection, told)  # before the lessons, as a reward does
             done = self.lessons.apply(connection, changes, embedder)
             self.lessons.reviewed(connection, reviewed)
+            mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
             return done
 

@@ -56,7 +56,11 @@ def names_of(target: Any) -> list[str]:
     if isinstance(target, str) or type(target).__name__ == "UUID":
         return [str(target)]
     value = getattr(target, "value", target) if type(target).__name__ == "GraphOutput" else target
-    produced = [m.id for m in messages_in(value) if m.id and m.type in ("ai", "tool")]
+    messages = list(messages_in(value))
+    asked = max(
+        (at for at, message in enumerate(messages) if message.type == "human"), default=-1
+    )  # earlier: other runs
+    produced = [m.id for m in messages[asked + 1 :] if m.id and m.type in ("ai", "tool")]
     try:
         return [*reversed(produced), fingerprint(value)]
     except Exception:  # noqa: BLE001 - an object that JSON cannot hold has no fingerprint

@@ -1,0 +1,1 @@
+"""A refund desk for the LangGraph server."""
