@@ -155,6 +155,26 @@ async def test_human_in_the_loop_with_the_middleware_alone(
     assert [str(call[0].content).count("<lessons>") for call in model.calls] == [1, 1]
 
 
+@pytest.mark.parametrize("form", ["wrap", "middleware"])
+def test_a_resumed_run_that_ends_without_a_model_call(reflection: Reflection, form: str) -> None:
+    @tool(return_direct=True)
+    def send(item: str) -> str:
+        """Send an item."""
+        return f"{item} is on its way"
+
+    hooks: list[Any] = [HumanInTheLoopMiddleware(interrupt_on={"send": True})]
+    hooks += [reflection.middleware()] if form == "middleware" else []
+    agent = create_agent(once(calling("send")), [send], middleware=hooks, checkpointer=InMemorySaver())
+    agent = reflection.wrap(agent) if form == "wrap" else agent
+    agent.invoke(asked(), THREAD)
+    agent.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    reflection.flush()
+    (episode,) = reflection.episodes.list()
+    assert (episode.status, kinds(episode)) == ("completed", ["model", "interrupt", "resume", "tool"])
+    assert "apple is on its way" in episode.output
+    assert [reward.value for reward in episode.rewards] == [1.0]
+
+
 def test_an_interrupt_outside_of_a_graph_is_the_users(reflection: Reflection) -> None:
     agent = reflection.wrap(asking())  # no checkpointer
     from tests.invariants.graphs import same

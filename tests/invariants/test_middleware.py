@@ -17,6 +17,7 @@ from langchain_core.tools import tool
 from reflect_middleware import get_episode_id, get_lessons, no_lessons, testing
 from reflect_middleware.boundary import active
 from reflect_middleware.testing import ScriptedChatModel
+from reflect_middleware.watch import watch
 from tests.invariants.graphs import asked, calling, once, said, same, weigh
 from tests.invariants.test_injection import fences
 
@@ -211,5 +212,4 @@ def test_i9_one_instance_under_a_hundred_tasks_and_eight_threads() -> None:
             assert [text.count(f"belongs to {user}\n") for text in seen[episode.id]] == [1]
             assert [text.count("belongs to") for text in seen[episode.id]] == [1]
         assert sum(text.count("belongs to") for text in texts) == 140
-        watch = agent.nodes and __import__("reflect_middleware.middleware", fromlist=["watch"]).watch()
-        assert (watch._sessions, watch._parents, watch._commands) == ({}, {}, {})
+        assert (watch()._sessions, watch()._parents, watch()._started) == ({}, {}, {})
