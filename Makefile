@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejectio
 	@$(BIN)/reflect demo $(ARGS)
 
 bench: $(VENV)/.test  ## measure what wrapping costs per run
-	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+	@$(BIN)/python -m benchmarks.overhead $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, format check and import contracts
 	@$(BIN)/ruff check .

@@ -1,22 +1,23 @@
-"""What wrapping costs per run: `make bench`.
+"""What wrapping costs: `make bench`.
 
-One agent with a fake model, in three forms: bare, wrapped without waiting for the ledger (`durability="queue"`),
-wrapped with one ledger commit per run (the default). The three run in turns, in random order, on the same tasks; every
-figure is a median of differences within a turn, with a bootstrap 95 % interval. Work that a run leaves to our own
-threads is waited for between two runs, outside of the timing. Embeddings of the tasks are cached, as they are from the
-second run of a task on.
+An agent with a fake model, in three forms: bare, wrapped without waiting for the ledger (`durability="queue"`), wrapped
+with one ledger commit per run (the default). The three run in turns, in random order, on the same tasks; a figure is a
+median over the turns with a bootstrap 95 % interval. Work that a run leaves to our own threads is waited for between
+two runs, outside of the timing. Embeddings of the tasks are cached, as they are from the second run of a task on.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import platform
 import random
 import sys
 import tempfile
 import time
+import tracemalloc
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,42 +25,73 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from langchain_core.messages import AIMessage
-from langgraph.graph import END, START, MessagesState, StateGraph
 
+from benchmarks.agents import FIRST_TOKEN_SECONDS, one_call, six_and_five, slow_to_start, waiting
 from reflect_middleware import Reflection
-from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
+from reflect_middleware.testing import HashingEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
 LESSONS = 1_000
+CONCURRENT = 1_000
+PAST = 5_000
 TASKS = [f"file the travel claim number {number} for the night train" for number in range(8)]
-SETTINGS = (("exact", LESSONS, 0.5), ("chroma", LESSONS, 3.0), ("exact", 0, 0.25))
-"""(store, number of lessons, allowed extra milliseconds at the median, the ledger commit apart)."""
 PACKAGES = ("reflect-middleware", "langgraph", "langchain-core", "chromadb", "sqlalchemy", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing to measure, and what is allowed; the ledger's commit comes on top."""
+
+    title: str
+    agent: Callable[[], Any]
+    how: Literal["invoke", "ainvoke", "first token"] = "invoke"
+    store: str = "exact"
+    lessons: int = 0
+    milliseconds: float | None = None
+    """Most extra milliseconds at the median."""
+    ratio: float | None = None
+    """Most times the bare run at the median."""
+
+
+CASES = (
+    Case(title="1 model call, no lessons", agent=one_call, milliseconds=0.25),
+    Case(title="1 model call, 1,000 lessons, exact", agent=one_call, lessons=LESSONS, milliseconds=0.5),
+    Case(
+        title="1 model call, 1,000 lessons, chroma", agent=one_call, lessons=LESSONS, store="chroma", milliseconds=3.0
+    ),
+    Case(title="1 model call, 1,000 lessons, exact, async", agent=one_call, lessons=LESSONS, how="ainvoke"),
+    Case(title="6 model and 5 tool calls, no lessons", agent=six_and_five, ratio=1.10),
+    Case(title="6 model and 5 tool calls, no lessons, async", agent=six_and_five, how="ainvoke", ratio=1.10),
+    Case(title="6 model and 5 tool calls, 1,000 lessons", agent=six_and_five, lessons=LESSONS),
+    Case(title="6 model and 5 tool calls, 1,000 lessons, async", agent=six_and_five, lessons=LESSONS, how="ainvoke"),
+    Case(
+        title=f"first token of a model that waits {1_000 * FIRST_TOKEN_SECONDS:.0f} ms (simulated), 1,000 lessons",
+        agent=slow_to_start,
+        lessons=LESSONS,
+        how="first token",
+        ratio=1.05,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A median in milliseconds and its bootstrap 95 % interval."""
+    """A median and its bootstrap 95 % interval."""
 
     median: float
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.median:+7.3f} ms [{self.low:+.3f}, {self.high:+.3f}]"
 
-
-def agent() -> Any:
-    """A real graph with one model call that answers at once."""
-    model = ScriptedChatModel(lambda _: AIMessage("filed"))
-    graph = StateGraph(MessagesState)
-    graph.add_node("model", lambda state: {"messages": [model.invoke(state["messages"])]})
-    return graph.add_edge(START, "model").add_edge("model", END).compile()
+def interval(values: NDArray[np.float64]) -> Interval:
+    """The median of paired differences or ratios."""
+    samples = np.random.default_rng(0).choice(values, size=(2_000, values.size))
+    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
+    return Interval(median=float(np.median(values)), low=float(low), high=float(high))
 
 
 def teach(path: Path, lessons: int) -> None:
@@ -73,95 +105,154 @@ def teach(path: Path, lessons: int) -> None:
             )
 
 
-def opened(path: Path, store: str, durability: Literal["queue", "commit"]) -> Reflection:
+def opened(path: Path, store: str = "exact", durability: Literal["queue", "commit"] = "commit") -> Reflection:
     """A Reflection that only records and retrieves: its reflections are never due."""
     return Reflection(
         path=str(path), store=store, embeddings=HashingEmbeddings(), every=1_000_000, durability=durability
     )
 
 
-def measure(turns: int, store: str, lessons: int, *, asynchronous: bool) -> NDArray[np.float64]:
-    """Milliseconds of one run, shape (turns, 3): bare, queued, committed."""
-    with ExitStack() as stack:
+class Bench:
+    """Three forms of one agent, run in turns."""
+
+    def __init__(self, case: Case, stack: ExitStack) -> None:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        teach(path, lessons)
-        reflections = [stack.enter_context(opened(path, store, how)) for how in ("queue", "commit")]
-        bare = agent()
-        forms = [bare, *(reflection.wrap(bare) for reflection in reflections)]
-        runner = stack.enter_context(asyncio.Runner()) if asynchronous else None
-        _warm_up(forms, reflections, runner, lessons)
-        return np.array([_turn(forms, reflections, runner, TASKS[i % len(TASKS)]) for i in range(turns)])
+        teach(path, case.lessons)
+        self.case = case
+        self.reflections = [stack.enter_context(opened(path, case.store, how)) for how in ("queue", "commit")]
+        bare = case.agent()
+        self.forms = [bare, *(reflection.wrap(bare) for reflection in self.reflections)]
+        self.runner = stack.enter_context(asyncio.Runner())
+
+    def measure(self, turns: int) -> NDArray[np.float64]:
+        """Milliseconds of one run, shape (turns, 3): bare, queued, committed."""
+        for task in 3 * TASKS:
+            self._turn(task)
+        for reflection in self.reflections:
+            shown = sum(lesson.shown for lesson in reflection.preview({"messages": TASKS[0]}).lessons)
+            if shown != min(5, self.case.lessons):
+                sys.exit(f"The benchmark measures nothing: {shown} lessons are shown.")
+        return 1_000 * np.array([self._turn(TASKS[turn % len(TASKS)]) for turn in range(turns)])
+
+    def _turn(self, task: str) -> list[float]:
+        taken = [0.0] * len(self.forms)
+        for index in random.sample(range(len(self.forms)), len(self.forms)):
+            taken[index] = self._seconds(self.forms[index], {"messages": task})
+            for reflection in self.reflections:
+                reflection.flush()
+        return taken
+
+    def _seconds(self, form: Any, given: Any) -> float:
+        if self.case.how == "ainvoke":
+            return self.runner.run(_awaited(form, given))
+        start = time.perf_counter()
+        if self.case.how == "invoke":
+            form.invoke(given)
+            return time.perf_counter() - start
+        chunks: Iterator[Any] = form.stream(given, stream_mode="messages")
+        next(chunks)
+        first = time.perf_counter() - start
+        for _ in chunks:
+            pass
+        return first
 
 
-def _warm_up(forms: list[Any], reflections: list[Reflection], runner: asyncio.Runner | None, lessons: int) -> None:
-    for task in 3 * TASKS:
-        _turn(forms, reflections, runner, task)
-    for reflection in reflections:
-        shown = sum(lesson.shown for lesson in reflection.preview({"messages": TASKS[0]}).lessons)
-        if shown != min(5, lessons):
-            sys.exit(f"The benchmark measures nothing: {shown} lessons are shown.")
-
-
-def _turn(forms: list[Any], reflections: list[Reflection], runner: asyncio.Runner | None, task: str) -> list[float]:
-    taken = [0.0] * len(forms)
-    for index in random.sample(range(len(forms)), len(forms)):
-        taken[index] = 1_000 * (_sync(forms[index], task) if runner is None else runner.run(_async(forms[index], task)))
-        for reflection in reflections:
-            reflection.flush()
-    return taken
-
-
-def _sync(form: Any, task: str) -> float:
+async def _awaited(form: Any, given: Any) -> float:
     start = time.perf_counter()
-    form.invoke({"messages": task})
+    await form.ainvoke(given)
     return time.perf_counter() - start
 
 
-async def _async(form: Any, task: str) -> float:
-    start = time.perf_counter()
-    await form.ainvoke({"messages": task})
-    return time.perf_counter() - start
+def report(case: Case, turns: int) -> bool:
+    """Measure and print a case; True if it is within what is allowed."""
+    with ExitStack() as stack:
+        bare, queued, committed = Bench(case, stack).measure(turns).T
+    extra, times = interval(queued - bare), interval(queued / bare)
+    within = extra.median <= (case.milliseconds or np.inf) and times.median <= (case.ratio or np.inf)
+    print(f"{case.title}: bare {np.median(bare):.3f} ms")
+    print(f"  wrapped     {_both(extra, times)}{_allowed(case, within=within)}")
+    print(f"  with commit {_both(interval(committed - bare), interval(committed / bare))}")
+    return within
 
 
-def interval(differences: NDArray[np.float64]) -> Interval:
-    """The median of paired differences."""
-    generator = np.random.default_rng(0)
-    samples = generator.choice(differences, size=(2_000, differences.size))
-    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
-    return Interval(median=float(np.median(differences)), low=float(low), high=float(high))
+def _both(extra: Interval, times: Interval) -> str:
+    first = f"{extra.median:+.3f} ms [{extra.low:+.3f}, {extra.high:+.3f}]"
+    return f"{first}  {times.median:.3f} x bare [{times.low:.3f}, {times.high:.3f}]"
 
 
-def report(say: Callable[[str], None], turns: int, *, asynchronous: bool) -> bool:
-    """Measure and print all settings; True if all are within what is allowed."""
-    good = True
-    for store, lessons, allowed in SETTINGS:
-        bare, queued, committed = measure(turns, store, lessons, asynchronous=asynchronous).T
-        ours = interval(queued - bare)
-        within = ours.median <= allowed
-        good &= within
-        say(f"{store}, {lessons} lessons: bare run {np.median(bare):.3f} ms")
-        say(f"  wrapped       {ours}  {np.median(queued / bare):.2f} x bare, allowed +{allowed} ms: {_word(within)}")
-        say(f"  ledger commit {interval(committed - queued)}")
-        say(f"  together      {interval(committed - bare)}  {np.median(committed / bare):.2f} x bare")
-    return good
+def _allowed(case: Case, *, within: bool) -> str:
+    limit = f"+{case.milliseconds} ms" if case.milliseconds else f"{case.ratio:.2f} x" if case.ratio else ""
+    return f"  allowed {limit}: {'within' if within else 'OVER'}" if limit else ""
 
 
-def _word(within: bool) -> str:  # noqa: FBT001 - it is the only argument
-    return "within" if within else "OVER"
+def memory() -> None:
+    """Print what one of many concurrent runs holds, bare and wrapped."""
+
+    async def held(wrapped: bool) -> float:  # noqa: FBT001 - read where it is called
+        with tempfile.TemporaryDirectory() as folder, opened(Path(folder), durability="queue") as reflection:
+            graph, arrived, go = waiting(CONCURRENT)
+            graph = reflection.wrap(graph) if wrapped else graph
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            runs = [asyncio.create_task(graph.ainvoke({"messages": "hello"})) for _ in range(CONCURRENT)]
+            await arrived.wait()
+            gc.collect()
+            kilobytes = (tracemalloc.get_traced_memory()[0] - before) / 1_024 / CONCURRENT
+            go.set()
+            await asyncio.gather(*runs)
+        return kilobytes
+
+    tracemalloc.start()
+    asyncio.run(held(wrapped=True))  # what is loaded once is no run's
+    bare, wrapped = asyncio.run(held(wrapped=False)), asyncio.run(held(wrapped=True))
+    tracemalloc.stop()
+    print(
+        f"memory of each of {CONCURRENT:,} concurrent runs: bare {bare:.1f} KB, wrapped {wrapped:.1f} KB"
+        f" ({wrapped / bare:.2f} x)"
+    )
+
+
+def growth(turns: int) -> bool:
+    """Print whether a run costs more after many others; True if it does not."""
+    case = Case(title="", agent=one_call, lessons=LESSONS)
+    with ExitStack() as stack:
+        bench = Bench(case, stack)
+        early = bench.measure(turns)
+        gc.collect()
+        tracemalloc.start()
+        bench.reflections[0].wrap(bench.forms[0]).batch([{"messages": TASKS[0]}] * 500)
+        gc.collect()
+        start = tracemalloc.get_traced_memory()[0]
+        for _ in range(PAST // 500):
+            bench.reflections[0].wrap(bench.forms[0]).batch([{"messages": TASKS[0]}] * 500)
+            bench.reflections[0].flush()
+        gc.collect()
+        grown = (tracemalloc.get_traced_memory()[0] - start) / PAST
+        tracemalloc.stop()
+        late = bench.measure(turns)
+    before, after = (interval(taken[:, 2] - taken[:, 0]) for taken in (early, late))
+    within = after.low <= before.high * 1.1
+    print(f"{PAST:,} runs later: from {before.median:+.3f} to {after.median:+.3f} ms with commit,", end=" ")
+    print(f"{grown:+.0f} bytes in memory per run: {'within' if within else 'OVER'}")
+    return within
 
 
 def main() -> int:
     """Run the benchmark; exit code 1 if a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=300, help="turns of the three forms per setting, at least 200")
-    parser.add_argument("--async", dest="asynchronous", action="store_true", help="measure ainvoke")
+    parser.add_argument("--turns", type=int, default=300, help="turns of the three forms per case, at least 200")
+    parser.add_argument("--only", default="", help="only the cases whose title contains this")
     given = parser.parse_args()
     processor = platform.processor() or platform.machine()
     machine = f"{platform.system()} {platform.release()}, {processor}, {os.cpu_count()} cores"
     print(f"{machine}, Python {platform.python_version()}")
     print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
-    print(f"{given.turns} turns, {'ainvoke' if given.asynchronous else 'invoke'}; medians [95 % interval]\n")
-    return 0 if report(print, given.turns, asynchronous=given.asynchronous) else 1
+    print(f"{given.turns} turns; medians [95 % interval]\n")
+    good = [report(case, given.turns) for case in CASES if given.only in case.title]
+    if not given.only:
+        memory()
+        good.append(growth(given.turns))
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
