@@ -197,6 +197,14 @@ def test_between_the_claim_and_the_commit_of_its_reflection(make: Any) -> None:
     assert not reflection.lessons.get(lesson.id).needs_review
 
 
+def test_a_callback_may_reward_in_inline_mode(make: Any) -> None:
+    told = Told()
+    reflection = make(learning(), every=1, on_reflection=lambda _: told.give(reflection, "run id"))
+    run(reflection, told)
+    assert reflection.flush(30)
+    assert [e.reward for e in reflection.episodes.list()] == [0.25]
+
+
 def test_a_second_change_while_the_first_one_is_reviewed(make: Any) -> None:
     told, rounds = Told(), []
 

@@ -6,10 +6,8 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import pytest
 from langgraph_sdk import get_client
 
 from reflect_middleware import Reflection
+from tests.server.processes import free_port, wait_until_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -65,9 +64,7 @@ def refund(text: str = "Refund order 1182, 340 EUR") -> dict[str, Any]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     app = shutil.copytree(EXAMPLE, folder / "app")  # the server keeps files of its own where it starts
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     quiet = {
         "LANGGRAPH_NO_VERSION_CHECK": "true",
         "LANGGRAPH_CLI_NO_ANALYTICS": "1",
@@ -83,7 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     made = Server(f"http://127.0.0.1:{port}", folder, folder / "log")
     try:
-        wait_until_up(made, process)
+        wait_until_up(f"{made.url}/ok", process, made.log)
         yield made
     finally:
         process.send_signal(signal.SIGINT)
@@ -92,17 +89,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def wait_until_up(server: Server, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, server.log.read_text()
-        try:
-            if httpx.get(f"{server.url}/ok", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)  # nothing else tells that another process listens
-    pytest.fail(f"The server did not come up: {server.log.read_text()}")
 
 
 @pytest.fixture
