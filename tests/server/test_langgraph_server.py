@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from reflect_middleware import Reflection
 from tests.server.processes import free_port, wait_until_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from langgraph_sdk.client import LangGraphClient
 
@@ -62,8 +63,18 @@ def refund(text: str = "Refund order 1182, 340 EUR") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
+    with served(tmp_path_factory.mktemp("server"), {}) as made:
+        yield made
+
+
+@contextmanager
+def served(folder: Path, changed: Mapping[str, Any]) -> Iterator[Server]:
+    """The example, with a graph more that a function makes for each run, and what is `changed` in langgraph.json."""
     app = shutil.copytree(EXAMPLE, folder / "app")  # the server keeps files of its own where it starts
+    (app / "factory.py").write_text(FACTORY)
+    config = json.loads((app / "langgraph.json").read_text())
+    config["graphs"]["made"] = "./factory.py:make"
+    (app / "langgraph.json").write_text(json.dumps(config | changed))
     port = free_port()
     quiet = {
         "LANGGRAPH_NO_VERSION_CHECK": "true",
@@ -89,6 +100,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+FACTORY = """
+from langchain_core.runnables import RunnableConfig
+
+from refund_desk.graph import builder, reflection
+
+
+async def make(config: RunnableConfig):
+    return reflection.wrap(builder.compile(name="made-to-order"))
+"""
 
 
 @pytest.fixture
@@ -168,6 +190,26 @@ async def test_a_lesson_reaches_the_model_and_a_resumed_run_is_one_episode(
     assert (episode.agent, len(episode.run_ids), episode.root_run_id) == ("refund-desk", 2, run_id)
     assert [step.kind for step in episode.trajectory] == ["model", "interrupt", "resume"]
     assert [exposure.shown for exposure in episode.exposures] == [True]
+
+
+async def test_a_graph_that_a_function_makes_for_each_run(server: Server, client: Any) -> None:
+    thread = await client("alice").threads.create()
+    for expected in (1, 2):
+        await client("alice").runs.wait(thread["thread_id"], "made", input=refund())
+        known = [e for e in server.episodes("alice").values() if e.agent == "made-to-order"]
+        assert [e.thread_id for e in known] == [thread["thread_id"]] * expected
+
+
+async def test_without_auth_nobody_is_verified_whatever_the_client_writes(tmp_path: Path) -> None:
+    with served(tmp_path, {"auth": None}) as server:
+        async with get_client(url=server.url, api_key=None) as anybody:
+            for given in ({"config": {"configurable": BOB}}, {"context": BOB}):
+                result: Any = await anybody.runs.wait(None, "desk", input=refund(), **given)
+                assert result["messages"][-1]["content"] == "Refunded."
+        with Reflection(path=server.folder, store="exact") as reader:
+            assert reader.episodes.list() == ()
+    log = server.log.read_text()
+    assert log.count("nothing learned for 'refund-desk': the run has no value for langgraph_auth_user_id") == 1
 
 
 @pytest.mark.parametrize("written", ["configurable", "context", "assistant"])
