@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reflect_middleware import Reflection
+    from reflect_middleware import Episode, Reflection
 
 KINDS = ("run id", "message", "message id", "result", "thread")
 MESSAGE = "msg-1"
@@ -197,6 +197,14 @@ def test_between_the_claim_and_the_commit_of_its_reflection(make: Any) -> None:
     assert not reflection.lessons.get(lesson.id).needs_review
 
 
+def test_a_callback_may_reward_in_inline_mode(make: Any) -> None:
+    told = Told()
+    reflection = make(learning(), every=1, on_reflection=lambda _: told.give(reflection, "run id"))
+    run(reflection, told)
+    assert reflection.flush(30)
+    assert [e.reward for e in reflection.episodes.list()] == [0.25]
+
+
 def test_a_second_change_while_the_first_one_is_reviewed(make: Any) -> None:
     told, rounds = Told(), []
 
@@ -306,16 +314,17 @@ def test_a_reward_ends_the_wait_for_one_whenever_it_came(make: Any) -> None:
 
 
 def test_an_early_reward_does_not_forestall_the_reward_callable(make: Any) -> None:
-    told, seen = Told(), []
+    told, ready = Told(), []
 
-    def reflector(batch: Any) -> list[Any]:
-        seen.extend(reward.source for episode in batch.episodes for reward in episode.rewards)
-        return []
+    def judge(episode: Episode) -> bool:
+        ready.append((reflection._core.parts.ledger.reflections.ready(("default",)), len(episode.rewards)))
+        return True
 
-    reflection = make(reflector=reflector, every=1, reward=lambda _: True)
+    reflection = make(testing.ScriptedChatModel(['{"edits": []}']), every=1, reward=judge)
     told.give(reflection, "run id", source="user")
     run(reflection, told)
-    assert seen == ["user", "outcome"]
+    assert ready == [(0, 1)]
+    assert [len(record.episodes) for record in reflection.reflections.list()] == [1]
 
 
 def test_a_reward_whose_run_is_recorded_meanwhile_is_not_kept_waiting(make: Any) -> None:

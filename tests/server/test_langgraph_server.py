@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,10 @@ import pytest
 from langgraph_sdk import get_client
 
 from reflect_middleware import Reflection
+from tests.server.processes import free_port, wait_until_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from langgraph_sdk.client import LangGraphClient
 
@@ -63,11 +63,19 @@ def refund(text: str = "Refund order 1182, 340 EUR") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
+    with served(tmp_path_factory.mktemp("server"), {}) as made:
+        yield made
+
+
+@contextmanager
+def served(folder: Path, changed: Mapping[str, Any]) -> Iterator[Server]:
+    """The example, with a graph more that a function makes for each run, and what is `changed` in langgraph.json."""
     app = shutil.copytree(EXAMPLE, folder / "app")  # the server keeps files of its own where it starts
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (app / "factory.py").write_text(FACTORY)
+    config = json.loads((app / "langgraph.json").read_text())
+    config["graphs"]["made"] = "./factory.py:make"
+    (app / "langgraph.json").write_text(json.dumps(config | changed))
+    port = free_port()
     quiet = {
         "LANGGRAPH_NO_VERSION_CHECK": "true",
         "LANGGRAPH_CLI_NO_ANALYTICS": "1",
@@ -83,7 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     made = Server(f"http://127.0.0.1:{port}", folder, folder / "log")
     try:
-        wait_until_up(made, process)
+        wait_until_up(f"{made.url}/ok", process, made.log)
         yield made
     finally:
         process.send_signal(signal.SIGINT)
@@ -94,15 +102,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.wait()
 
 
-def wait_until_up(server: Server, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, server.log.read_text()
-        try:
-            if httpx.get(f"{server.url}/ok", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)  # nothing else tells that another process listens
-    pytest.fail(f"The server did not come up: {server.log.read_text()}")
+FACTORY = """
+from langchain_core.runnables import RunnableConfig
+
+from refund_desk.graph import builder, reflection
+
+
+async def make(config: RunnableConfig):
+    return reflection.wrap(builder.compile(name="made-to-order"))
+"""
 
 
 @pytest.fixture
@@ -182,6 +190,26 @@ async def test_a_lesson_reaches_the_model_and_a_resumed_run_is_one_episode(
     assert (episode.agent, len(episode.run_ids), episode.root_run_id) == ("refund-desk", 2, run_id)
     assert [step.kind for step in episode.trajectory] == ["model", "interrupt", "resume"]
     assert [exposure.shown for exposure in episode.exposures] == [True]
+
+
+async def test_a_graph_that_a_function_makes_for_each_run(server: Server, client: Any) -> None:
+    thread = await client("alice").threads.create()
+    for expected in (1, 2):
+        await client("alice").runs.wait(thread["thread_id"], "made", input=refund())
+        known = [e for e in server.episodes("alice").values() if e.agent == "made-to-order"]
+        assert [e.thread_id for e in known] == [thread["thread_id"]] * expected
+
+
+async def test_without_auth_nobody_is_verified_whatever_the_client_writes(tmp_path: Path) -> None:
+    with served(tmp_path, {"auth": None}) as server:
+        async with get_client(url=server.url, api_key=None) as anybody:
+            for given in ({"config": {"configurable": BOB}}, {"context": BOB}):
+                result: Any = await anybody.runs.wait(None, "desk", input=refund(), **given)
+                assert result["messages"][-1]["content"] == "Refunded."
+        with Reflection(path=server.folder, store="exact") as reader:
+            assert reader.episodes.list() == ()
+    log = server.log.read_text()
+    assert log.count("nothing learned for 'refund-desk': the run has no value for langgraph_auth_user_id") == 1
 
 
 @pytest.mark.parametrize("written", ["configurable", "context", "assistant"])
