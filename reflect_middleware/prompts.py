@@ -89,21 +89,22 @@ def system_text(instructions: str, *, lessons: bool) -> str:
 def answer_schema(episodes: Iterable[str], lessons: Iterable[str]) -> dict[str, Any]:
     """The answer's JSON schema, evidence before conclusions, because models think in the order of its keys.
 
-    Only handles that were given out are allowed, so that constrained decoding cannot name others.
+    Only handles that were given out are allowed, so that constrained decoding cannot name others. An addition has no
+    room for old lessons: a small model that must name some recites them instead of reading the episodes.
     """
     known = list(lessons)
     text = {"type": "string"}
-    properties: dict[str, Any] = {
-        "op": {"type": "string", "enum": ["add", "edit", "merge", "retire"] if known else ["add"]},
-        "episodes": {"type": "array", "items": {"type": "string", "enum": list(episodes)}, "minItems": 1},
-        "lessons": {"type": "array", "items": {"type": "string", "enum": known}},
+    named = {"type": "array", "items": {"type": "string", "enum": list(episodes)}, "minItems": 1}
+    changed = {"type": "array", "items": {"type": "string", "enum": known}, "minItems": 1}
+    words = {
         "because": {**text, "description": "The exact words of the episodes that show it, copied."},
         "when": {**text, "description": "The situation in which it applies, in general words."},
         "do": {**text, "description": "What to do then."},
     }
-    if not known:
-        del properties["lessons"]
-    edit = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    addition = _closed({"op": {"type": "string", "enum": ["add"]}, "episodes": named, **words})
+    change = {"type": "string", "enum": ["edit", "merge", "retire"]}
+    changing = _closed({"op": change, "episodes": named, "lessons": changed, **words})
+    edit = {"anyOf": [addition, changing]} if known else addition
     return {
         "title": "lesson_edits",
         "description": "Changes to the lessons. An empty list is a good answer.",
@@ -112,3 +113,8 @@ def answer_schema(episodes: Iterable[str], lessons: Iterable[str]) -> dict[str, 
         "required": ["edits"],
         "additionalProperties": False,
     }
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has these properties, all of them, and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

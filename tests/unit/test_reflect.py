@@ -91,10 +91,14 @@ def test_structured_output_is_used_where_the_model_has_it():
 def test_the_schema_allows_only_handles_that_were_given_out_and_puts_evidence_first():
     model = Structured(replies=[called({"edits": []})])
     ModelReflector(model)(batch(lessons=(LESSON,)))
-    edit = model.schemas[0]["properties"]["edits"]["items"]["properties"]
-    assert list(edit) == ["op", "episodes", "lessons", "because", "when", "do"]
-    assert edit["episodes"]["items"]["enum"] == ["E1", "E2"]
-    assert edit["lessons"]["items"]["enum"] == ["L1"]
+    shapes = model.schemas[0]["properties"]["edits"]["items"]["anyOf"]
+    add, change = (shape["properties"] for shape in shapes)
+    assert list(add) == ["op", "episodes", "because", "when", "do"]
+    assert list(change) == ["op", "episodes", "lessons", "because", "when", "do"]
+    assert add["op"]["enum"] == ["add"]
+    assert change["op"]["enum"] == ["edit", "merge", "retire"]
+    assert all(edit["episodes"]["items"]["enum"] == ["E1", "E2"] for edit in (add, change))
+    assert change["lessons"]["items"]["enum"] == ["L1"]
 
 
 def test_without_lessons_the_schema_knows_only_additions():
