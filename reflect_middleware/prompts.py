@@ -38,33 +38,34 @@ FORM_FOR_LESSONS: Final = """\
 {"op": "merge", "lessons": ["L1", "L4"], "episodes": ["E1"], "because": "...", "when": "...", "do": "..."}
 {"op": "retire", "lessons": ["L3"], "episodes": ["E1"], "because": "..."}"""
 
-# One worked example as a real turn is what makes a small model find all requirements instead of one.
+# One worked example as a real turn is what makes a small model find all requirements instead of one. Its two
+# requirements that differ by case stand on one field, so that the condition of each is kept.
 EXAMPLE: Final = """\
 Lessons so far: none
 
 <episode id="E1">
 task: Bring the red box to Anna.
-call move {"speed": 9, "arm": "first", "box": "red"}
-result: error: speed: at most 3; arm: left or right; box: red boxes need the wide grip
+call move {"speed": 9, "grip": "any", "note": "for Anna"}
+result: error: speed: at most 3; grip: wide for red boxes; note: must end with a full stop
 reward: 0
 </episode>
 
 <episode id="E2">
 task: Bring the blue box to Tom.
-call move {"speed": 5, "arm": "1", "box": "blue"}
-result: error: speed: at most 3; arm: left or right; box: blue boxes need the narrow grip
+call move {"speed": 5, "grip": "1", "note": "Tom"}
+result: error: speed: at most 3; grip: narrow for blue boxes; note: must end with a full stop
 reward: 0
 </episode>"""
 
 EXAMPLE_ANSWER: Final = (
     '{"edits": [{"op": "add", "episodes": ["E1", "E2"], "because": "speed: at most 3", '
     '"when": "setting the speed of a move", "do": "use a speed of at most 3"}, '
-    '{"op": "add", "episodes": ["E1", "E2"], "because": "arm: left or right", '
-    '"when": "choosing the arm of a move", "do": "write left or right"}, '
-    '{"op": "add", "episodes": ["E1"], "because": "red boxes need the wide grip", '
-    '"when": "moving a red box", "do": "use the wide grip"}, '
-    '{"op": "add", "episodes": ["E2"], "because": "blue boxes need the narrow grip", '
-    '"when": "moving a blue box", "do": "use the narrow grip"}]}'
+    '{"op": "add", "episodes": ["E1"], "because": "grip: wide for red boxes", '
+    '"when": "choosing the grip for a red box", "do": "use wide"}, '
+    '{"op": "add", "episodes": ["E2"], "because": "grip: narrow for blue boxes", '
+    '"when": "choosing the grip for a blue box", "do": "use narrow"}, '
+    '{"op": "add", "episodes": ["E1", "E2"], "because": "note: must end with a full stop", '
+    '"when": "writing the note of a move", "do": "end it with a full stop"}]}'
 )
 
 RETRY: Final = """\
@@ -88,21 +89,22 @@ def system_text(instructions: str, *, lessons: bool) -> str:
 def answer_schema(episodes: Iterable[str], lessons: Iterable[str]) -> dict[str, Any]:
     """The answer's JSON schema, evidence before conclusions, because models think in the order of its keys.
 
-    Only handles that were given out are allowed, so that constrained decoding cannot name others.
+    Only handles that were given out are allowed, so that constrained decoding cannot name others. An addition has no
+    room for old lessons: a small model that must name some recites them instead of reading the episodes.
     """
     known = list(lessons)
     text = {"type": "string"}
-    properties: dict[str, Any] = {
-        "op": {"type": "string", "enum": ["add", "edit", "merge", "retire"] if known else ["add"]},
-        "episodes": {"type": "array", "items": {"type": "string", "enum": list(episodes)}, "minItems": 1},
-        "lessons": {"type": "array", "items": {"type": "string", "enum": known}},
+    named = {"type": "array", "items": {"type": "string", "enum": list(episodes)}, "minItems": 1}
+    changed = {"type": "array", "items": {"type": "string", "enum": known}, "minItems": 1}
+    words = {
         "because": {**text, "description": "The exact words of the episodes that show it, copied."},
         "when": {**text, "description": "The situation in which it applies, in general words."},
         "do": {**text, "description": "What to do then."},
     }
-    if not known:
-        del properties["lessons"]
-    edit = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    addition = _closed({"op": {"type": "string", "enum": ["add"]}, "episodes": named, **words})
+    change = {"type": "string", "enum": ["edit", "merge", "retire"]}
+    changing = _closed({"op": change, "episodes": named, "lessons": changed, **words})
+    edit = {"anyOf": [addition, changing]} if known else addition
     return {
         "title": "lesson_edits",
         "description": "Changes to the lessons. An empty list is a good answer.",
@@ -111,3 +113,8 @@ def answer_schema(episodes: Iterable[str], lessons: Iterable[str]) -> dict[str, 
         "required": ["edits"],
         "additionalProperties": False,
     }
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has these properties, all of them, and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reflect_middleware.evidence import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from reflect_middleware.types import Episode, Step
 
@@ -33,7 +33,8 @@ def beats(episode: Episode) -> list[Beat]:
     Models are handed again what was said before, and say a call that the tool then receives: both are left out, and a
     step of which nothing is left is no beat.
     """
-    calls = {plain(text) for step in episode.trajectory if step.kind == "tool" for text in _forms_of_call(step)}
+    tools = [step for step in episode.trajectory if step.kind == "tool"]
+    calls = {key for step in tools for text in _forms_of_call(step) for key in _keys(text)}
     seen = {plain(episode.task)}
     told = [_beat(step, episode.task, calls, seen) for step in episode.trajectory]
     return [beat for beat in told if beat.lines]
@@ -50,11 +51,17 @@ def _forms_of_call(step: Step) -> Iterable[str]:
     return (f"{step.name}({step.input})", step.input) if step.input else ()
 
 
+def _keys(text: str) -> set[str]:
+    """What texts that say the same share: the words, and for a JSON object also its values, where 12 is 12.0."""
+    value = _object(text, whole=float)
+    return {plain(text), plain(json.dumps(value, ensure_ascii=False, sort_keys=True))} if value else {plain(text)}
+
+
 def _beat(step: Step, task: str, calls: set[str], seen: set[str]) -> Beat:
     if step.kind == "tool":
         lines = [(f"call {step.name}", step.input or "(no arguments)"), ("result", step.output)]
     elif step.kind == "model":
-        lines = [*_news(step.input, task, seen), ("says", _without_calls(_bare(step.output), calls))]
+        lines = [*_news(step.input, task, seen, calls), ("says", _without_calls(_bare(step.output), calls))]
     else:
         lines = [(step.kind, step.input or step.output)]
     seen.update((plain(_bare(step.output)), plain(step.error)))
@@ -65,13 +72,13 @@ def _beat(step: Step, task: str, calls: set[str], seen: set[str]) -> Beat:
     return Beat(lines=(*new, ("error", step.error)), error=step.error)
 
 
-def _news(given: str, task: str, seen: set[str]) -> list[tuple[str, str]]:
-    """The messages of a model's input that are neither the task nor an earlier step's output."""
+def _news(given: str, task: str, seen: set[str], calls: set[str]) -> list[tuple[str, str]]:
+    """The messages of a model's input that are neither the task, nor an earlier step's output, nor its own call."""
     parts = _ROLE.split(given)
     messages = [("given", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
     fresh = [(role, body.strip()) for role, body in messages if plain(body) not in seen and body.strip() not in task]
     seen.update(plain(body) for _, body in fresh)
-    return [(role, body) for role, body in fresh if body]
+    return [(role, body) for role, body in fresh if body and not (role == "ai" and plain(body) in calls)]
 
 
 def _bare(text: str) -> str:
@@ -80,7 +87,7 @@ def _bare(text: str) -> str:
 
 
 def _without_calls(text: str, calls: set[str]) -> str:
-    if plain(text) in calls:
+    if not calls.isdisjoint(_keys(text)):
         return ""
     return "\n".join(line for line in text.splitlines() if plain(line) not in calls or not plain(line))
 
@@ -97,9 +104,9 @@ def _without_messages(output: str, shown: set[str]) -> str:
     return json.dumps(rest, ensure_ascii=False) if rest else ""
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str, whole: Callable[[str], float] = int) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=whole)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

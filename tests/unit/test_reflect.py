@@ -91,10 +91,14 @@ def test_structured_output_is_used_where_the_model_has_it():
 def test_the_schema_allows_only_handles_that_were_given_out_and_puts_evidence_first():
     model = Structured(replies=[called({"edits": []})])
     ModelReflector(model)(batch(lessons=(LESSON,)))
-    edit = model.schemas[0]["properties"]["edits"]["items"]["properties"]
-    assert list(edit) == ["op", "episodes", "lessons", "because", "when", "do"]
-    assert edit["episodes"]["items"]["enum"] == ["E1", "E2"]
-    assert edit["lessons"]["items"]["enum"] == ["L1"]
+    shapes = model.schemas[0]["properties"]["edits"]["items"]["anyOf"]
+    add, change = (shape["properties"] for shape in shapes)
+    assert list(add) == ["op", "episodes", "because", "when", "do"]
+    assert list(change) == ["op", "episodes", "lessons", "because", "when", "do"]
+    assert add["op"]["enum"] == ["add"]
+    assert change["op"]["enum"] == ["edit", "merge", "retire"]
+    assert all(edit["episodes"]["items"]["enum"] == ["E1", "E2"] for edit in (add, change))
+    assert change["lessons"]["items"]["enum"] == ["L1"]
 
 
 def test_without_lessons_the_schema_knows_only_additions():
@@ -416,6 +420,25 @@ def test_words_that_a_tool_then_receives_are_said_once():
     assert fit_episode("E1", episode(1, trajectory=steps), 5_000).count("12.5") == 1
 
 
+def test_an_earlier_call_that_the_model_is_handed_again_is_said_once():
+    call = 'file({"amount": 12.5})'
+    steps = (
+        Step(kind="tool", name="file", input='{"amount": 12.5}', output="no"),
+        spoken("Sorry.", input=f"ai: {call}\ntool: no\nhuman: {call}"),
+    )
+    text = fit_episode("E1", episode(1, trajectory=steps), 5_000)
+    assert f"ai: {call}" not in text
+    assert f"human: {call}" in text
+
+
+@pytest.mark.parametrize("said", ['{"amount": 12, "date": "x"}', '{"date": "x", "amount": 12.0}'])
+def test_words_that_are_the_calls_values_are_said_once(said: str):
+    call = Step(kind="tool", name="file", input='{"amount": 12.0, "date": "x"}', output="no")
+    assert "says" not in fit_episode("E1", episode(1, trajectory=(spoken(said), call)), 5_000)
+    other = spoken(said.replace("12", "13"))
+    assert "says" in fit_episode("E1", episode(1, trajectory=(other, call)), 5_000)
+
+
 def test_a_call_spread_over_lines_and_the_turns_of_the_task_are_said_once():
     call = Step(kind="tool", name="file", input='{"amount": 12.5, "date": "x"}', output="no")
     steps = (spoken("{", ' "amount": 12.5,', ' "date": "x"', "}", input="human: first turn\nai: second turn"), call)
@@ -447,8 +470,7 @@ def test_an_output_that_no_step_shows_is_kept(output: str):
 
 
 def test_the_worked_example_has_the_very_form_of_a_batch_and_its_answer_holds():
-    said = "error: speed: at most 3; arm: left or right; box: "
-    runs = [("red", "Anna", 9, "first", "wide"), ("blue", "Tom", 5, "1", "narrow")]
+    runs = [("red", "Anna", 9, "any", "for Anna", "wide"), ("blue", "Tom", 5, "1", "Tom", "narrow")]
     example = batch(
         *(
             episode(
@@ -459,12 +481,13 @@ def test_the_worked_example_has_the_very_form_of_a_batch_and_its_answer_holds():
                     Step(
                         kind="tool",
                         name="move",
-                        input=json.dumps({"speed": speed, "arm": arm, "box": colour}),
-                        output=f"{said}{colour} boxes need the {grip} grip",
+                        input=json.dumps({"speed": speed, "grip": grip, "note": note}),
+                        output=f"error: speed: at most 3; grip: {right} for {colour} boxes;"
+                        " note: must end with a full stop",
                     ),
                 ),
             )
-            for n, (colour, who, speed, arm, grip) in enumerate(runs, 1)
+            for n, (colour, who, speed, grip, note, right) in enumerate(runs, 1)
         )
     )
     assert render(example, 10_000, approximate_tokens) == EXAMPLE
