@@ -1,24 +1,20 @@
 """Where lessons enter: the message list of each model call of the active run, merged into its one system message.
 
-`BaseChatModel._convert_input` is the one method that every way of calling a chat model goes through. It is private, so
-a test per supported version guards it; while no run of ours is active, the hook only reads one context variable.
+While no run of ours is active, the hook only reads one context variable.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar, Token
-from functools import wraps
 from threading import Lock
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from langchain_core.runnables.config import var_child_runnable_config
+
+from reflect_middleware import hooks
 
 if TYPE_CHECKING:
     from reflect_middleware.session import Session
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
 active: ContextVar[Session | None] = ContextVar("reflect_active", default=None)
 """The session whose graph is running here."""
 _muted: ContextVar[bool] = ContextVar("reflect_muted", default=False)
-_CORE_FILE = sys.modules[BaseChatModel.__module__].__file__
-_INSIDE = frozenset({"_generate", "_agenerate", "_stream", "_astream"})
 _installing = Lock()
 
 
@@ -81,20 +75,12 @@ finders: list[Callable[[], Session | None]] = []
 def install() -> None:
     """Hook the model boundary, once per process."""
     with _installing:
-        original = BaseChatModel._convert_input  # noqa: SLF001 - guarded by a test per supported version
-        if getattr(original, "reflect_hook", False):
-            return
+        hooks.at_every_model_call(_wanted, _inject)
 
-        @wraps(original)
-        def _convert_input(self: BaseChatModel, model_input: Any) -> PromptValue:
-            value = original(self, model_input)
-            session = active.get()
-            if session is None or not session.block or _muted.get():
-                return value
-            return _inject(value, session)
 
-        _convert_input.reflect_hook = True  # type: ignore[attr-defined]
-        BaseChatModel._convert_input = _convert_input  # type: ignore[method-assign]  # noqa: SLF001
+def _wanted() -> bool:
+    session = active.get()
+    return session is not None and bool(session.block) and not _muted.get()
 
 
 def merge(messages: Sequence[BaseMessage], block: str) -> list[BaseMessage]:
@@ -131,37 +117,14 @@ def text_of(content: str | list[Any]) -> str:
     return "\n".join(str(part if isinstance(part, str) else part.get("text", "")) for part in known)
 
 
-def _inject(value: PromptValue, session: Session) -> PromptValue:
+def _inject(value: PromptValue, config: Mapping[str, Any]) -> PromptValue:
+    session = active.get()
+    if session is None:
+        return value
     try:
-        caller = sys._getframe(2)  # noqa: SLF001 - who converts, and with which config, is told by nothing else
-        if not _entered_from_call(caller) or session_here() is not session:
-            return value
-        if not session.wants_lessons(_config_of(caller)):
+        if session_here() is not session or not session.wants_lessons(config):
             return value
         return ChatPromptValue(messages=merge(value.to_messages(), session.block))
     except Exception as error:  # noqa: BLE001 - boundary to the user's run
         session.core.failed("inject", error)
         return value
-
-
-def _config_of(caller: FrameType) -> Mapping[str, Any]:
-    """The config of the model call: its callbacks and metadata name the run and, maybe, the purpose it is made for."""
-    config = caller.f_locals.get("config") if caller.f_code.co_filename == _CORE_FILE else None
-    return config if isinstance(config, Mapping) else var_child_runnable_config.get() or {}
-
-
-def _entered_from_call(frame: FrameType | None) -> bool:
-    """Whether this conversion opens a model call.
-
-    Provider classes convert again while they build the request, some after taking the system text out of the messages:
-    those conversions come from inside `_generate` and its kin, and must not get the lessons a second time.
-    """
-    for _ in range(12):
-        if frame is None:
-            return True
-        if frame.f_code.co_name in _INSIDE:
-            return False
-        if frame.f_code.co_filename == _CORE_FILE:
-            return True
-        frame = frame.f_back
-    return True

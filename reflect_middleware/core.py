@@ -21,6 +21,7 @@ from reflect_middleware.lanes import Lane
 from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
 from reflect_middleware.parts import Parts
+from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
 from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.types import Preview
@@ -198,7 +199,7 @@ def resume_value(graph_input: Any, configurable: Mapping[str, Any]) -> tuple[Any
     """The answer that an interrupted run goes on with, in a tuple; None where this run starts anew."""
     if isinstance(graph_input, Command):
         return (graph_input.resume,) if graph_input.resume is not None else None
-    if configurable.get("__pregel_resuming"):
+    if configurable.get(RESUMING):
         return (None,)
     if graph_input is None and not configurable.get("checkpoint_id"):
         return (None,)
@@ -214,23 +215,20 @@ def _resume(outer: Session | None, graph_input: Any, configurable: Mapping[str, 
 def _outer_run(outer: Session | None, config: Mapping[str, Any]) -> str:
     if outer is not None:
         return outer.plan.root_run_id or outer.run_id
-    return str(config.get("root_run_id") or getattr(_execution_info(config), "run_id", None) or "")
+    configurable = config.get("configurable") or {}
+    return str(config.get("root_run_id") or getattr(execution_info(configurable), "run_id", None) or "")
 
 
 def _execution(agent: str, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     """The execution of the node that this run belongs to, and the attempt at it; empty outside of a node."""
     configurable = config.get("configurable") or {}
-    parts, info = str(configurable.get("checkpoint_ns") or "").split("|"), _execution_info(config)
+    parts, info = str(configurable.get("checkpoint_ns") or "").split("|"), execution_info(configurable)
     namespace = "|".join(part for part in parts if not part.isdigit())  # langgraph counts a task's further graphs
     once = (getattr(info, "node_first_attempt_time", None), getattr(info, "node_attempt", 1))
     execution, attempt = config.get("execution") or once
     if not (namespace and execution):
         return (), ""
     return (agent, str(configurable.get("thread_id") or ""), namespace, str(execution)), str(attempt)
-
-
-def _execution_info(config: Mapping[str, Any]) -> Any:
-    return getattr((config.get("configurable") or {}).get("__pregel_runtime"), "execution_info", None)
 
 
 _alive: weakref.WeakSet[Core] = weakref.WeakSet()

@@ -18,6 +18,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
+from reflect_middleware.private import RESUMING
 from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.watch import Started, parent_here, watch
 from reflect_middleware.wrap import status_of
@@ -116,7 +117,7 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
         command = self._watch.command(run_id)
         nested = command is not None and self._watch.graph_of(run_id) is not None
         if nested and command.resume is not None:
-            configurable["__pregel_resuming"] = True
+            configurable[RESUMING] = True
         given = command if command is not None and not nested else {"messages": list(request.messages)}
         own = {"configurable": configurable, "metadata": config.get("metadata") or {}}
         if (caller := self._watch.graph_of(run_id)) is not None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from reflect_middleware.errors import TemplateError
+from reflect_middleware.private import RUNTIME
 from reflect_middleware.types import Namespace
 
 VERIFIED = "langgraph_auth_user_id"
@@ -103,7 +104,7 @@ def _values(config: Mapping[str, Any], context: Any) -> dict[str, Any]:
     A server writes that into configurable, last; the context that it passes on is the client's own text.
     """
     configurable = config.get("configurable") or {}
-    runtime = configurable.get("__pregel_runtime")
+    runtime = configurable.get(RUNTIME)
     values: dict[str, Any] = {}
     for source in (configurable, _mapping(getattr(runtime, "context", None)), _mapping(context)):
         values.update({k: v for k, v in source.items() if isinstance(v, (str, int))})

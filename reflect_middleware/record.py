@@ -12,6 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 
+from reflect_middleware.private import CHECKPOINT_NS, NODE, is_node
 from reflect_middleware.render import STEP_CHARS, as_json, messages_in
 from reflect_middleware.types import StepKind
 
@@ -100,9 +101,10 @@ class Recorder(_Handler):
             self.root_id, self.parent_run_id = run_id, parent_run_id
             self.runs[run_id] = Run(parent_run_id, "graph")
             return
-        is_node = any(tag.startswith("graph:step:") for tag in tags or ())
-        node = str((metadata or {}).get("langgraph_node", "")) if is_node else ""
-        self.runs[run_id] = Run(parent_run_id, "node" if is_node else "chain", node, inputs if is_node else None)
+        if is_node(tags):
+            self.runs[run_id] = Run(parent_run_id, "node", str((metadata or {}).get(NODE, "")), inputs)
+        else:
+            self.runs[run_id] = Run(parent_run_id, "chain")
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A graph, a node or any other runnable ends."""
@@ -225,8 +227,8 @@ class Recorder(_Handler):
 
     def _start(self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None) -> None:
         where = metadata or {}
-        depth = str(where.get("langgraph_checkpoint_ns", "")).count("|")
-        node = str(where.get("langgraph_node", ""))
+        depth = str(where.get(CHECKPOINT_NS, "")).count("|")
+        node = str(where.get(NODE, ""))
         self.steps[run_id] = Noted(kind, name, node, depth, str(run_id), given, time.time(), time.monotonic())
 
     def _end(self, run_id: UUID, output: Any, error: BaseException | str | None = None) -> None:

@@ -15,6 +15,7 @@ from langgraph.errors import GraphInterrupt
 
 from reflect_middleware.lanes import awaited
 from reflect_middleware.namespaces import NamespaceRule
+from reflect_middleware.private import NODE, SOURCE
 from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
 from reflect_middleware.retrieve import Choice
 from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
@@ -104,12 +105,12 @@ class Session:
         """Whether the model call with this config is one of the agent's own."""
         metadata = config.get("metadata") or {}
         node, outside_tools = self.recorder.place_of(_parent(config) or _parent(var_child_runnable_config.get() or {}))
-        node = node or str(metadata.get("langgraph_node", ""))
+        node = node or str(metadata.get(NODE, ""))
         if self.plan.spec.inject is not None:
-            return bool(self.plan.spec.inject({**metadata, "langgraph_node": node}))
+            return bool(self.plan.spec.inject({**metadata, NODE: node}))
         # LangChain names the source of the calls that its own middleware makes: summaries, tool selection.
-        source = metadata.get("lc_source")
-        own = source is None or source == self.plan.metadata.get("lc_source")
+        source = metadata.get(SOURCE)
+        own = source is None or source == self.plan.metadata.get(SOURCE)
         return outside_tools and own and not node.endswith(MIDDLEWARE_HOOKS)
 
     def prepare(self) -> None:

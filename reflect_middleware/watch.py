@@ -21,6 +21,7 @@ from langgraph.types import Command
 
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
+from reflect_middleware.private import STEP_TAG, is_node
 from reflect_middleware.record import Recorder
 from reflect_middleware.session import Session
 from reflect_middleware.wrap import status_of
@@ -72,7 +73,7 @@ class Watch(BaseCallbackHandler):
             else:
                 start = session.recorder.on_chain_start
                 start(None, None, run_id=run_id, parent_run_id=self._parents.get(run_id))
-                start(None, None, run_id=node_run, parent_run_id=run_id, tags=["graph:step:"], metadata=metadata)
+                start(None, None, run_id=node_run, parent_run_id=run_id, tags=[STEP_TAG], metadata=metadata)
         return standing
 
     def session(self, run_id: UUID | None) -> Session | None:
@@ -139,7 +140,7 @@ class Watch(BaseCallbackHandler):
 
     def _resumed(self, parent_run_id: UUID | None, tags: Sequence[str]) -> Any:
         """The Command that a run below goes on with, unless it is a mere node."""
-        if not self._started or any(tag.startswith("graph:step:") for tag in tags):
+        if not self._started or is_node(tags):
             return None
         while parent_run_id is not None:
             if (command := self.command(parent_run_id)) is not None:

@@ -19,6 +19,7 @@ from reflect_middleware import boundary, remote
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
 from reflect_middleware.errors import WrapError
+from reflect_middleware.hooks import merges_callbacks
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.types import EpisodeStatus
 
@@ -106,7 +107,7 @@ def with_handler(
 ) -> RunnableConfig:
     """The run's config with our handler beside the callbacks that it would have had."""
     callbacks: Any = (config or {}).get("callbacks")
-    if callbacks is None and not _merges_callbacks():
+    if callbacks is None and not merges_callbacks():
         ambient: Mapping[str, Any] = var_child_runnable_config.get() or {}
         callbacks = (graph_config or {}).get("callbacks") or ambient.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
@@ -272,21 +273,6 @@ def _copy(base: Any) -> Callable[..., Any]:
         return copied
 
     return copy_
-
-
-def _merges_callbacks() -> bool:
-    """Whether this langgraph adds a run's callbacks to those around it (newer) or lets them replace those (older)."""
-    global _merges  # noqa: PLW0603 - measured once
-    if _merges is None:
-        from langgraph._internal._config import ensure_config
-
-        one, two = BaseCallbackHandler(), BaseCallbackHandler()
-        merged = ensure_config({"callbacks": [one]}, {"callbacks": [two]}).get("callbacks")
-        _merges = isinstance(merged, list) and len(merged) == 2  # noqa: PLR2004 - both handlers
-    return _merges
-
-
-_merges: bool | None = None
 
 
 def _not_a_graph(given: Any) -> str:
