@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from reflect_middleware.exact import ExactStore
@@ -45,6 +46,8 @@ def given() -> Mapping[str, Any]:
         "builder": graph(),
         "model": ScriptedChatModel(lambda _: json.dumps({"edits": []})),
         "tools": [],
+        "task": {"messages": "Refund order 1184"},
+        "prompt": ChatPromptTemplate([("system", "{lessons}"), ("human", "{question}")]),
         "run_id": str(uuid4()),
         "MyStore": MyStore,
         "my_embeddings": HashingEmbeddings(),
