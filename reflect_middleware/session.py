@@ -173,9 +173,12 @@ class Session:
         return overdue is None or overdue.done()
 
     def _late(self, done: Future[Any], error: Exception) -> None:
-        if not done.done():
-            self.core.keeper.overdue = done
-        self.core.failed("record", error)
+        if done.done():
+            self.core.failed("record", error)
+            return
+        self.core.keeper.overdue = done
+        waited = TimeoutError(f"no commit within {self.core.keeper.timeout} s; it follows")
+        self.core.failed("waiting for the record", waited)
 
     def _take(self, found: tuple[Choice, str] | None) -> None:
         if found is not None:

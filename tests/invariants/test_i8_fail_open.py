@@ -146,7 +146,7 @@ async def test_a_ledger_that_is_locked_delays_one_run_and_not_the_next(tmp_path:
         for _ in range(5):
             agent.invoke(asked())
         await agent.ainvoke(asked())
-        assert waited.count("record") == 1
+        assert waited.count("waiting for the record") == 1
         other.execute("ROLLBACK")
         other.close()
         reflection.flush()
