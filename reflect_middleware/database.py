@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.forks import gate
 
 SCHEMA_VERSION = 1
 metadata = sa.MetaData()
@@ -168,13 +169,13 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for reading; sees what is committed."""
-        with self._guarded(), self._open().connect() as connection:
+        with gate.passing(), self._guarded(), self._open().connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction: all of it is committed at the end of the block, or nothing."""
-        with self._guarded(), self._open().begin() as connection:
+        with gate.passing(), self._guarded(), self._open().begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
