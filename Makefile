@@ -51,7 +51,7 @@ $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
 $(VENV)/.dev: WANT = dev
-$(VENV)/.dev: SIZE = about 280 MB
+$(VENV)/.dev: SIZE = about 290 MB
 $(VENV)/.test $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "Installing the '$(WANT)' packages into $(VENV): $(SIZE) from your package index, once."
 	@$(if $(NOTE),echo "$(NOTE)")

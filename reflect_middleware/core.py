@@ -43,7 +43,8 @@ class Core:
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        weakref.finalize(self, _stop, (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer))
+        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer)
+        weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
         """A session for a run that starts now; None if it is none of our business."""

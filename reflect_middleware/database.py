@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
 from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.forks import gate
 
 SCHEMA_VERSION = 1
 TICKET = "reflect_ticket"
@@ -172,7 +173,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for reading; sees what is committed."""
-        with self._guarded(), self._open().connect() as connection:
+        with gate.passing(), self._guarded(), self._open().connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -180,7 +181,7 @@ class Database:
         """One transaction: all of it is committed at the end of the block, or nothing."""
         ticket = 0
         try:
-            with self._guarded(), self._open().begin() as connection:
+            with gate.passing(), self._guarded(), self._open().begin() as connection:
                 if self.is_sqlite:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:

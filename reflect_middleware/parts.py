@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_inherited: list[dict[str, Any]] = []
+"""What came with a fork: kept, so that no garbage collection closes it."""
 
 
 class Parts:
@@ -28,6 +30,8 @@ class Parts:
     def renew(self) -> None:
         """Start afresh, in a new process: the parent's connections and locks are not ours to use or close."""
         self._lock = threading.RLock()
+        if made := getattr(self, "_made", None):
+            _inherited.append(made)
         self._made: dict[str, Any] = {}
 
     def opened(self, name: str) -> bool:

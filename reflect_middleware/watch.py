@@ -6,6 +6,7 @@ A configure hook puts one handler into every callback manager; it follows only t
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +60,13 @@ class Watch(BaseCallbackHandler):
         """Runs that a Command started, and the graphs below them. What they do before their first model call is kept:
         an approved tool call."""
         self.listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self.renew()
         for name in FORWARDED:
             setattr(self, name, self._forward(name))
+
+    def renew(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
 
     def follow(self, run_id: UUID, session: Session, node_run: UUID, metadata: Mapping[str, Any]) -> Session:
         """Record this run from now on; gives the session that follows it already, if there is one."""
@@ -211,4 +216,6 @@ def watch() -> Watch:
             _watch = Watch()
             boundary.finders.append(_watch.here)
             register_configure_hook(ContextVar("reflect_watch", default=_watch), inheritable=True)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_watch.renew)
         return _watch

@@ -52,13 +52,11 @@ def kept(build: Callable[..., Any]) -> Any:
 
 
 FORMS: dict[str, tuple[Callable[[], Any], Callable[[Reflection], Any]]] = {
-    "loop": (lambda: kept(looping), lambda reflection: reflection.wrap(kept(looping))),
     "nested": (lambda: kept(nested), lambda reflection: reflection.wrap(kept(nested))),
     "node": (
         lambda: kept(nested),
         lambda reflection: kept(lambda **options: nested(reflection.wrap(looping()), **options)),
     ),
-    "agent": (lambda: agent(Idle()), lambda reflection: reflection.wrap(agent(Idle()))),
     "middleware": (lambda: agent(Idle()), lambda reflection: agent(reflection.middleware())),
     "both": (lambda: agent(Idle()), lambda reflection: reflection.wrap(agent(reflection.middleware()))),
 }

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from langgraph.checkpoint.memory import InMemorySaver
 from typing_extensions import TypedDict
 
 from reflect_middleware import testing
 from reflect_middleware.testing import ScriptedChatModel
-from tests.invariants.graphs import asked, looping, nested, once, said
+from tests.invariants.graphs import asked, looping, once, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,43 +49,6 @@ def check(reflection: Reflection, model: ScriptedChatModel, rewards: dict[str, f
             assert [step.kind for step in episode.trajectory] == ["model", "tool", "model"]
             assert [exposure.lesson_id for exposure in episode.exposures] == [lesson.id]
             assert [reward.value for reward in episode.rewards] == [rewards[user]]
-
-
-async def test_two_hundred_interleaved_async_runs(crowd: Reflection) -> None:
-    model = once()
-    agent = crowd.wrap(nested(looping(model)))
-    rewards = {user: number / 20 for number, user in enumerate(USERS)}
-
-    async def one(number: int) -> None:
-        user = USERS[number % 20]
-        given, config = asked(f"weigh for {user}"), {"configurable": {"user": user}}
-        if number % 2:
-            result = await agent.ainvoke(given, config)
-        else:
-            chunks = [chunk async for chunk in agent.astream(given, config, stream_mode="values")]
-            result = chunks[-1]
-        await crowd.areward(result, rewards[user])
-
-    await asyncio.gather(*(one(number) for number in range(200)))
-    check(crowd, model, rewards, runs=200)
-
-
-def test_sixteen_threads(crowd: Reflection) -> None:
-    model = once()
-    agent = crowd.wrap(looping(model, checkpointer=InMemorySaver()))
-    rewards = {user: number / 20 for number, user in enumerate(USERS)}
-
-    def one(number: int) -> None:
-        user = USERS[number % 20]
-        config = {"configurable": {"user": user, "thread_id": str(number)}}
-        with crowd.track() as track:
-            agent.invoke(asked(f"weigh for {user}"), config)
-        (episode_id,) = track.episode_ids
-        crowd.reward(episode_id, rewards[user])
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(one, range(96)))
-    check(crowd, model, rewards, runs=96)
 
 
 def test_interleaved_streams_in_one_thread(crowd: Reflection) -> None:
