@@ -7,7 +7,6 @@ it to.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from langgraph.types import Command
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
+from reflect_middleware.lanes import on_a_loop
 from reflect_middleware.record import Recorder
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.wrap import status_of
@@ -136,7 +136,7 @@ class Watch(BaseCallbackHandler):
             return
         session.recorder.interrupted |= session.recorder.paused and error is None
         done = session.finish(status_of(error, session), error)
-        if not _on_a_loop() and (error is None or isinstance(error, Exception)):
+        if not on_a_loop() and (error is None or isinstance(error, Exception)):
             session.wait(done)
 
     def _above(self, run_id: UUID | None) -> list[Recorder]:
@@ -166,15 +166,6 @@ def _parent_here() -> UUID | None:
     config = var_child_runnable_config.get() or {}
     run_id: UUID | None = getattr(config.get("callbacks"), "parent_run_id", None)
     return run_id
-
-
-def _on_a_loop() -> bool:
-    """Whether this thread runs an event loop, which must not wait."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _watch: Watch | None = None
