@@ -10,7 +10,9 @@ VENV   ?= .venv$(addprefix -,$(notdir $(PYTHON)))
 ARGS   ?=
 BIN    := $(VENV)/bin
 
-.PHONY: help setup test demo bench lint types format ci clean
+OLDEST := $(VENV)-oldest
+
+.PHONY: help setup test demo bench upstream lint types format ci clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +27,9 @@ demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejectio
 
 bench: $(VENV)/.test  ## measure what wrapping costs per run
 	@$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (an hour)
+	@status=0; for venv in $(VENV) $(OLDEST); do $$venv/bin/python tests/upstream/run.py $(ARGS) || status=1; done; exit $$status
 
 lint: $(VENV)/.dev  ## ruff, format check and import contracts
 	@$(BIN)/ruff check .
@@ -51,11 +56,21 @@ $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
 $(VENV)/.dev: WANT = dev
-$(VENV)/.dev: SIZE = about 290 MB
-$(VENV)/.test $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: SIZE = about 300 MB
+$(VENV)/.upstream: WANT = upstream
+$(VENV)/.upstream: SIZE = about 175 MB
+$(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
 	@echo "Installing the '$(WANT)' packages into $(VENV): $(SIZE) from your package index, once."
 	@$(if $(NOTE),echo "$(NOTE)")
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(WANT)]'
+	@touch $@
+
+# The lowest versions of the judged packages; the tools that their tests need may be newer.
+$(OLDEST)/.upstream: pyproject.toml tests/lowest.txt | $(BIN)/python
+	@echo "Installing the 'upstream' packages at the lowest versions into $(OLDEST): about 175 MB, once."
+	@$(BIN)/python -m venv --clear $(OLDEST)
+	@grep -E '^(langgraph|langgraph-prebuilt|langchain|langchain-core)==' tests/lowest.txt > $(OLDEST)/lowest.txt
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[upstream]' --constraint $(OLDEST)/lowest.txt
 	@touch $@
 
 $(BIN)/python:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.errors import GraphInterrupt
 
-from reflect_middleware.lanes import awaited
+from reflect_middleware.lanes import awaited, on_a_loop
 from reflect_middleware.namespaces import NamespaceRule
 from reflect_middleware.private import NODE, SOURCE
 from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
@@ -116,7 +116,8 @@ class Session:
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""
         try:
-            if (found := self.core.finder.at_once(self.plan)) is not None:
+            # A coroutine may call a sync graph: it waits for us, but its thread reads no file.
+            if not on_a_loop() and (found := self.core.finder.at_once(self.plan)) is not None:
                 self._take(found)
                 return
             for fetch, seconds in self.core.finder.fetches(self.plan):

@@ -5,7 +5,6 @@ A configure hook puts one handler into every callback manager; it follows only t
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
@@ -22,6 +21,7 @@ from langgraph.types import Command
 
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
+from reflect_middleware.lanes import on_a_loop
 from reflect_middleware.private import STEP_TAG, is_node
 from reflect_middleware.record import Recorder
 from reflect_middleware.session import Session
@@ -163,7 +163,7 @@ class Watch(BaseCallbackHandler):
             return
         session.recorder.interrupted |= session.recorder.paused and error is None
         done = session.finish(status_of(error, session), error)
-        if not _on_a_loop() and (error is None or isinstance(error, Exception)):
+        if not on_a_loop() and (error is None or isinstance(error, Exception)):
             session.wait(done)
 
     def _above(self, run_id: UUID | None) -> list[Recorder]:
@@ -193,15 +193,6 @@ def parent_here() -> UUID | None:
     config = var_child_runnable_config.get() or {}
     run_id: UUID | None = getattr(config.get("callbacks"), "parent_run_id", None)
     return run_id
-
-
-def _on_a_loop() -> bool:
-    """Whether this thread runs an event loop, which must not wait."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _watch: Watch | None = None

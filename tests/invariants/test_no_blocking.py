@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from blockbuster import BlockingError, blockbuster_ctx
+from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 from langchain.agents import create_agent
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def detector() -> Iterator[None]:
-    with blockbuster_ctx():
-        yield
+def detector() -> Iterator[BlockBuster]:
+    with blockbuster_ctx() as found:
+        yield found
 
 
 @pytest.fixture(params=["wrap", "middleware", "node"])
@@ -76,3 +76,19 @@ async def test_a_failing_reflection_does_not_block_either(build: Any, monkeypatc
         monkeypatch.setattr(type(reflection._core.parts), "ledger", property(lambda self: 1 / 0))
         assert (await agent.ainvoke(asked()))["messages"][-1].text == "done"
         monkeypatch.undo()
+
+
+async def test_a_sync_run_on_a_loop_waits_for_us_but_reads_nothing_there(
+    build: Any, detector: BlockBuster, caplog: pytest.LogCaptureFixture
+) -> None:
+    reflection = await asyncio.to_thread(testing.reflection)
+    async with reflection:
+        await reflection.lessons.aadd(when="weighing", do="name the unit")
+        agent = build(reflection)
+        for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
+            detector.functions[name].deactivate()  # the caller chose to wait
+        for _ in range(2):
+            agent.invoke(asked())
+        await reflection.aflush()
+        assert [len(episode.exposures) for episode in await reflection.episodes.alist()] == [1, 1]
+    assert not [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
