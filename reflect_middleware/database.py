@@ -1,4 +1,4 @@
-"""The ledger's tables and the one way to reach them: SQLAlchemy Core on SQLite (WAL) or PostgreSQL."""
+"""The one way to reach the ledger: SQLAlchemy Core on SQLite (WAL) or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,131 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from reflect_middleware.changes import Changes
 from reflect_middleware.errors import LedgerError, MissingExtraError
 from reflect_middleware.forks import gate
+from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
 
-SCHEMA_VERSION = 1
 TICKET = "reflect_ticket"
-metadata = sa.MetaData()
-
-
-def _text(name: str, **kwargs: Any) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False, server_default="", **kwargs)
-
-
-meta = sa.Table("meta", metadata, sa.Column("key", sa.Text, primary_key=True), _text("value"))
-
-episodes = sa.Table(
-    "episodes",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    _text("namespace"),
-    _text("agent"),
-    _text("thread_id"),
-    _text("checkpoint_ns"),
-    _text("root_run_id"),
-    _text("parent_id"),
-    _text("status"),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("ready_at", sa.Float),  # from when on it counts towards K; null while it is interrupted
-    _text("reflection_id"),
-    _text("dead_letter"),
-    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index("episodes_ready", "namespace", "reflection_id", "dead_letter", "ready_at"),
-    sa.Index("episodes_thread", "thread_id", "started_at"),
-    sa.Index("episodes_root", "root_run_id"),
-    sa.Index("episodes_time", "started_at"),
-)
-aliases = sa.Table(
-    "aliases",
-    metadata,
-    sa.Column("alias", sa.Text, primary_key=True),
-    sa.Column("episode_id", sa.Text, primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-)
-rewards = sa.Table(
-    "rewards",
-    metadata,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("target", sa.Text, nullable=False),  # an episode's id; anything else waits for its episode
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("current", sa.Boolean, nullable=False),
-    sa.Column("waiting", sa.Boolean, nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index("rewards_target", "target", "current"),
-    sa.Index("rewards_waiting", "waiting", "at"),
-)
-exposures = sa.Table(
-    "exposures",
-    metadata,
-    sa.Column("episode_id", sa.Text, primary_key=True),
-    sa.Column("lesson_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("shown", sa.Boolean, nullable=False),
-    sa.Column("probability", sa.Float, nullable=False),
-    sa.Column("similarity", sa.Float, nullable=False),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Index("exposures_lesson", "lesson_id"),
-)
-namespaces = sa.Table(
-    "namespaces",
-    metadata,
-    sa.Column("namespace", sa.Text, primary_key=True),
-    sa.Column("revision", sa.Integer, nullable=False),  # grows with every change to its lessons
-)
-lessons = sa.Table(
-    "lessons",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    _text("namespace"),
-    _text("status"),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False),  # the namespace's revision that last touched it
-    sa.Column("vector", sa.LargeBinary),
-    _text("embedder"),  # which embedder made the vector
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index("lessons_namespace", "namespace", "status"),
-    sa.Index("lessons_revision", "namespace", "revision"),
-)
-lesson_versions = sa.Table(
-    "lesson_versions",
-    metadata,
-    sa.Column("lesson_id", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    _text("namespace"),
-    sa.Column("at", sa.Float, nullable=False),
-    _text("by"),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index("lesson_versions_time", "namespace", "at"),
-)
-lesson_sources = sa.Table(
-    "lesson_sources",
-    metadata,
-    sa.Column("episode_id", sa.Text, primary_key=True),
-    sa.Column("lesson_id", sa.Text, primary_key=True),
-)
-reflections = sa.Table(
-    "reflections",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    _text("namespace"),
-    _text("status"),
-    _text("owner"),
-    sa.Column("lease_until", sa.Float, nullable=False),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index("reflections_namespace", "namespace", "status"),
-)
-counters = sa.Table(
-    "counters",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("count", sa.Integer, nullable=False),
-    _text("last"),
-    sa.Column("at", sa.Float, nullable=False),
-)
 
 
 class Database:

@@ -11,12 +11,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, aliases, exposures, rewards
-from reflect_middleware.database import episodes as table
+from reflect_middleware.database import Database
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
+from reflect_middleware.schema import aliases, exposures, rewards
+from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, counters, lesson_sources, lesson_versions, meta, namespaces
-from reflect_middleware.database import lessons as table
+from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
 from reflect_middleware.namespaces import from_key, to_key
+from reflect_middleware.schema import counters, lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.schema import lessons as table
 from reflect_middleware.types import Lesson, Namespace
 
 if TYPE_CHECKING:

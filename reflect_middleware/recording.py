@@ -49,47 +49,49 @@ def record_of(
         asked: Whether a reward callable is to judge it.
         redact: The user's filter; every text passes through it.
     """
-    plan, recorder = session.plan, session.recorder
-    clean = cleaner(redact)
-    steps = _steps(recorder, clean)
-    if earlier is not None:
-        steps = (*earlier.trajectory, _again_step(earlier, plan.resume, clean), *steps)
+    plan, recorder, clean = session.plan, session.recorder, cleaner(redact)
+    begun = earlier or _begun(session, status, clean)
+    again = (_again_step(earlier, plan.resume, clean),) if earlier else ()
     interrupted = status == "interrupted"
-    episode = Episode(
-        id=session.episode_id,
-        run_ids=_unique([*(earlier.run_ids if earlier else ()), session.run_id]),
-        root_run_id=earlier.root_run_id if earlier else plan.root_run_id or session.run_id,
-        parent_id=plan.parent_id,
-        agent=plan.spec.agent,
-        namespace=earlier.namespace if earlier else plan.namespace,
-        thread_id=plan.thread_id,
-        principal=earlier.principal if earlier else plan.principal,
-        task=earlier.task if earlier else clean(plan.task),
-        task_key=plan.task_key or (earlier.task_key if earlier else ""),
-        input=earlier.input if earlier else shortened(plan.graph_input, VALUE_CHARS, clean),
-        output=shortened(recorder.output, VALUE_CHARS, clean) if recorder.output is not None else "",
-        reference=shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
-        metadata=_metadata(plan.metadata, clean),
-        status=status,
-        error=_described(error, clean) if status == "failed" else "",
-        trajectory=steps,
-        exposures=session.choice.exposures,
-        started_at=earlier.started_at if earlier else session.started,
-        ended_at=None if interrupted else ended,
+    episode = begun.model_copy(
+        update={
+            "task_key": plan.task_key or begun.task_key,
+            "run_ids": _unique([*begun.run_ids, session.run_id]),
+            "output": shortened(recorder.output, VALUE_CHARS, clean) if recorder.output is not None else "",
+            "metadata": _metadata(plan.metadata, clean),
+            "status": status,
+            "error": _described(error, clean) if status == "failed" else "",
+            "trajectory": (*begun.trajectory, *again, *_steps(recorder, clean)),
+            "exposures": session.choice.exposures,
+            "ended_at": None if interrupted else ended,
+        }
     )
     return Record(
         episode=episode,
         checkpoint_ns=plan.checkpoint_ns,
         ready_at=None if interrupted else (ended.timestamp() + wait if wait else 0.0),
         asked=asked,
-        aliases=_unique(
-            [
-                *recorder.message_ids,
-                *_message_ids(recorder.output),
-                *_fingerprints(recorder.output),
-                *_run_ids(session),
-            ]
-        ),
+        aliases=_unique([*recorder.message_ids, *_names_of(recorder.output), *_run_ids(session)]),
+    )
+
+
+def _begun(session: Session, status: EpisodeStatus, clean: Callable[[str], str]) -> Episode:
+    """What an episode has from its first run on."""
+    plan = session.plan
+    return Episode(
+        id=session.episode_id,
+        root_run_id=plan.root_run_id or session.run_id,
+        parent_id=plan.parent_id,
+        agent=plan.spec.agent,
+        namespace=plan.namespace,
+        thread_id=plan.thread_id,
+        principal=plan.principal,
+        task=clean(plan.task),
+        task_key=plan.task_key,
+        input=shortened(plan.graph_input, VALUE_CHARS, clean),
+        reference=shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
+        status=status,
+        started_at=session.started,
     )
 
 
@@ -183,18 +185,15 @@ def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
     return [_cleaned(v, clean) for v in value] if isinstance(value, list) else value
 
 
-def _message_ids(output: Any) -> list[str]:
-    """Ids of the answers in the state, for those that got theirs only there; an earlier run's name that run first."""
-    return [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
-
-
-def _fingerprints(output: Any) -> list[str]:
+def _names_of(output: Any) -> list[str]:
+    """Ids of the answers in a state, for those that got theirs only there, and the state's own name."""
     if output is None:
         return []
+    answers = [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
     try:
-        return [fingerprint(output)]
+        return [*answers, fingerprint(output)]
     except Exception:  # noqa: BLE001 - a user's object that JSON cannot hold
-        return []
+        return answers
 
 
 def _run_ids(session: Session) -> list[str]:

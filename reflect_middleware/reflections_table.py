@@ -9,13 +9,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, episodes
-from reflect_middleware.database import reflections as table
+from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import changed_since, lock, mark_for_review
+from reflect_middleware.schema import episodes
+from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
 
 TRIES = 3

@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import episodes, lesson_sources, lessons
-from reflect_middleware.database import rewards as table
+from reflect_middleware.schema import episodes, lesson_sources, lessons
+from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
 
 WAITING_REWARDS = 10_000

@@ -18,8 +18,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
 from reflect_middleware import Reward, get_episode_id, rewards_table, testing
-from reflect_middleware.database import rewards as table
 from reflect_middleware.errors import RewardError, TargetError
+from reflect_middleware.schema import rewards as table
 from tests.invariants.graphs import asking
 
 from .conftest import RULE, adding, agent
