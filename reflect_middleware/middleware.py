@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, NotRequired
 from uuid import UUID
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.messages import SystemMessage
 from langchain_core.runnables.config import var_child_runnable_config
+from typing_extensions import TypedDict
 
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
-from reflect_middleware.private import RESUMING
-from reflect_middleware.session import Plan, Session, Spec
-from reflect_middleware.watch import Started, parent_here, watch
-from reflect_middleware.wrap import status_of
+from reflect_middleware.private import CHECKPOINT_NS, RESUMING
+from reflect_middleware.session import Session, Spec
+from reflect_middleware.watch import Presence, Started, parent_here, watch
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
         self._core = core
         self._spec = spec
         self._watch = watch()
-        self._watch.listeners.add(self)
+        self.state_schema = _state_with(Presence(self))
         self._warned = False
         self.tools = []
 
@@ -58,24 +59,22 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
             await session.aprepare()
         return await handler(_with_lessons(request, session))
 
-    def resumed(self, run: Started, error: BaseException | None) -> None:
-        """A resumed run is over that never called this middleware: it may be one that our agent was interrupted in."""
-        self._core.keeper.writer.submit(lambda: self._core.safely("record", lambda: self._go_on(run, error)))
+    def wants(self, run_id: UUID) -> bool:
+        """Whether `wrap` does not look after this run already."""
+        outer = active.get()
+        return outer is None or outer.core is not self._core or outer.recorder.root_id != run_id
 
-    def _go_on(self, run: Started, error: BaseException | None) -> None:
-        standing = self._core.parts.ledger.episodes.interrupted(self._spec.agent, run.thread_id, "")
-        if standing is None:
-            return
-        plan = Plan(
-            spec=self._spec,
-            namespace=standing.namespace,
-            task=standing.task,
-            graph_input=run.command,
-            thread_id=run.thread_id,
-            resume=(run.command.resume,),
-        )
-        session = Session(core=self._core, plan=plan, recorder=run.recorder, resumed_id=standing.id)
-        session.finish(status_of(error, session), error)
+    def late(self, run_id: UUID, run: Started) -> Session | None:
+        """A session for a run that ended before its first model call, with what its metadata tells of its config."""
+        configurable = {"thread_id": run.metadata.get("thread_id"), "checkpoint_ns": run.metadata.get(CHECKPOINT_NS)}
+        try:
+            session = self._begun(run_id, run.graph_input, configurable, run.metadata, None)
+        except Exception as error:  # noqa: BLE001 - boundary to the user's run
+            self._core.failed("begin", error)
+            return None
+        if session is not None:
+            session.recorder = run.recorder
+        return session
 
     def _session(self, request: ModelRequest[Any]) -> tuple[Session | None, bool]:
         """The run's session, and whether it starts here; None inside a graph that `wrap` looks after, or when off."""
@@ -86,12 +85,12 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
             return None, False
 
     def _found(self, request: ModelRequest[Any]) -> tuple[Session | None, bool]:
-        outer, node_run = active.get(), parent_here()
+        node_run = parent_here()
         if node_run is None or not self._watch.knows(node_run):
             self._unseen()
             return None, False
         run_id = self._watch.graph_of(node_run) or node_run
-        if outer is not None and outer.core is self._core and outer.recorder.root_id == run_id:
+        if not self.wants(run_id):
             return None, False
         if (standing := self._watch.session(run_id)) is not None:
             return standing, False
@@ -114,20 +113,35 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
         configurable = dict(config.get("configurable") or {})
         # The node's own namespace ends in its task; the agent's is what stands before it.
         configurable["checkpoint_ns"] = str(configurable.get("checkpoint_ns") or "").rpartition("|")[0]
-        command = self._watch.command(run_id)
-        nested = command is not None and self._watch.graph_of(run_id) is not None
-        if nested and command.resume is not None:
+        given, metadata = {"messages": list(request.messages)}, config.get("metadata") or {}
+        return self._begun(run_id, given, configurable, metadata, getattr(request.runtime, "context", None))
+
+    def _begun(
+        self, run_id: UUID, given: Any, configurable: dict[str, Any], metadata: Mapping[str, Any], context: Any
+    ) -> Session | None:
+        started, caller = self._watch.started(run_id), self._watch.graph_of(run_id)
+        command = started.command if started is not None else None
+        nested = command is not None and caller is not None
+        if nested and command is not None and command.resume is not None:
             configurable[RESUMING] = True
-        given = command if command is not None and not nested else {"messages": list(request.messages)}
-        own = {"configurable": configurable, "metadata": config.get("metadata") or {}}
-        if (caller := self._watch.graph_of(run_id)) is not None:
+        if started is not None and caller is None:
+            given = started.graph_input if started.graph_input is None or command is not None else given
+            configurable["checkpoint_id"] = started.metadata.get("checkpoint_id")
+        own: dict[str, Any] = {"configurable": configurable, "metadata": metadata}
+        if caller is not None:
             root = str(self._watch.root_of(run_id))
             # The attempts of a RetryPolicy have one root; each is a run of the node around us, of its own.
             own |= {"root_run_id": root, "execution": (root, caller)}
-        session = self._core.begin(self._spec, given, own, getattr(request.runtime, "context", None))
-        if nested and session is not None and session.plan.resume is not None:
+        session = self._core.begin(self._spec, given, own, context)
+        if nested and command is not None and session is not None and session.plan.resume is not None:
             session.plan = replace(session.plan, resume=(command.resume,))
         return session
+
+
+def _state_with(presence: Presence) -> Any:
+    """The state that our middleware asks for: one channel, in no input and no output, in which nothing ever is."""
+    make: Any = TypedDict
+    return make("ReflectState", {"reflect": NotRequired[Annotated[Any, presence, PrivateStateAttr]]})
 
 
 def _with_lessons(request: ModelRequest[Any], session: Session | None) -> ModelRequest[Any]:

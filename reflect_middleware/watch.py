@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
+from langgraph.channels.base import BaseChannel
+from langgraph.errors import EmptyChannelError
 from langgraph.types import Command
 
 from reflect_middleware import boundary
@@ -24,6 +26,7 @@ from reflect_middleware.boundary import active
 from reflect_middleware.lanes import on_a_loop
 from reflect_middleware.private import STEP_TAG, is_node
 from reflect_middleware.record import Recorder
+from reflect_middleware.render import messages_in
 from reflect_middleware.session import Session
 from reflect_middleware.wrap import status_of
 
@@ -33,19 +36,85 @@ FORWARDED = ("on_chat_model_start", "on_llm_start", "on_llm_end", "on_llm_error"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A run that a Command started."""
+    """A graph's run, before a middleware is called in it."""
 
-    command: Command[Any]
+    graph_input: Any
+    command: Command[Any] | None
+    """What it was started with, or the run around it."""
+    metadata: Mapping[str, Any]
     recorder: Recorder
-    """Notes what it does until a middleware is called in it."""
-    thread_id: str
+    presence: Presence | None = None
+    """Of an agent with our middleware."""
+
+    def go_on(self) -> None:
+        """Another node starts."""
+        if self.presence is not None:
+            self.presence.finished = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run, which is over without an error, waits for something: a node, or the tools that were called.
+
+        Between an agent's model and its tools there is no edge: the calls are sent.
+        """
+        if self.presence is None:
+            return False
+        return not self.presence.finished or ("thread_id" in self.metadata and _unanswered(self.recorder.output))
 
 
 class Listener(Protocol):
-    """Who may know an agent whose runs are not followed."""
+    """A middleware, as the watch knows it."""
 
-    def resumed(self, run: Started, error: BaseException | None) -> None:
-        """An outermost run is over that a Command resumed and that nobody followed."""
+    def wants(self, run_id: UUID) -> bool:
+        """Whether this run of its agent is not looked after by others."""
+
+    def late(self, run_id: UUID, run: Started) -> Session | None:
+        """A session for a run of its agent that is over and never called it; None if it is to be left alone."""
+
+
+class Presence(BaseChannel[Any, Any, Any]):
+    """A channel that nobody writes: by having it an agent tells when a run of it starts, and when it may be done."""
+
+    __slots__ = ("finished", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(Any)
+        self.listener = listener
+        self.finished = False
+
+    @property
+    def ValueType(self) -> Any:  # noqa: N802 - langgraph's name
+        """Nothing is ever in it."""
+        return Any
+
+    @property
+    def UpdateType(self) -> Any:  # noqa: N802 - langgraph's name
+        """Nothing is ever in it."""
+        return Any
+
+    def copy(self) -> Presence:
+        """The same one: it belongs to the run."""
+        return self
+
+    def from_checkpoint(self, checkpoint: Any) -> Presence:
+        """A run of the agent starts, or somebody looks at its state."""
+        fresh = type(self)(self.listener)
+        fresh.key = self.key
+        watch().arrived(fresh)
+        return fresh
+
+    def get(self) -> Any:
+        """Nothing is ever in it."""
+        raise EmptyChannelError
+
+    def update(self, values: Sequence[Any]) -> bool:
+        """Nobody writes it."""
+        return False
+
+    def finish(self) -> bool:
+        """No edge leads on; what was sent may still run."""
+        self.finished = True
+        return False
 
 
 class Watch(BaseCallbackHandler):
@@ -57,9 +126,8 @@ class Watch(BaseCallbackHandler):
         self._parents: dict[UUID, UUID | None] = {}
         self._sessions: dict[UUID, Session] = {}
         self._started: dict[UUID, Started] = {}
-        """Runs that a Command started, and the graphs below them. What they do before their first model call is kept:
-        an approved tool call."""
-        self.listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        """Runs of agents with our middleware, runs that a Command started, and the graphs below them. What they do
+        before their first model call is kept: an approved tool call."""
         self.renew()
         for name in FORWARDED:
             setattr(self, name, self._forward(name))
@@ -112,22 +180,31 @@ class Watch(BaseCallbackHandler):
             run_id = self._parents.get(run_id)
         return None
 
-    def command(self, run_id: UUID) -> Any:
-        """The Command that this run was started with, if it was."""
-        started = self._started.get(run_id)
-        return None if started is None else started.command
+    def arrived(self, presence: Presence) -> None:
+        """An agent with our middleware reads its channels: in the run that has just started, if in any."""
+        run_id, graph_input, metadata = _latest.get()
+        if run_id is None or run_id not in self._parents or not presence.listener.wants(run_id):
+            return
+        started = self._started.get(run_id) or self._note(run_id, graph_input, metadata, None)
+        if started.presence is None:
+            self._started[run_id] = replace(started, presence=presence)
+
+    def started(self, run_id: UUID) -> Started | None:
+        """What this run was started with, if that is known."""
+        return self._started.get(run_id)
 
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Note the run's parent; a followed graph's recorder gets its nodes."""
         self._parents[run_id] = parent_run_id
+        metadata = kwargs.get("metadata") or {}
+        _latest.set((run_id, inputs, metadata))
         command = inputs if isinstance(inputs, Command) else self._resumed(parent_run_id, kwargs.get("tags") or ())
         if command is not None:
-            recorder = Recorder()
-            recorder.on_chain_start(None, None, run_id=run_id, parent_run_id=parent_run_id)
-            thread_id = str((kwargs.get("metadata") or {}).get("thread_id") or "")
-            self._started[run_id] = Started(command=command, recorder=recorder, thread_id=thread_id)
+            self._note(run_id, inputs, metadata, command)
+        if parent_run_id in self._started and is_node(kwargs.get("tags")):
+            self._started[parent_run_id].go_on()
         for recorder in self._above(parent_run_id):
             recorder.on_chain_start(serialized, inputs, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
@@ -148,20 +225,27 @@ class Watch(BaseCallbackHandler):
         if not self._started or is_node(tags):
             return None
         while parent_run_id is not None:
-            if (command := self.command(parent_run_id)) is not None:
-                return command if command.resume is not None else None
+            if (started := self._started.get(parent_run_id)) is not None and started.command is not None:
+                return started.command if started.command.resume is not None else None
             parent_run_id = self._parents.get(parent_run_id)
         return None
 
+    def _note(self, run_id: UUID, graph_input: Any, metadata: Mapping[str, Any], command: Any) -> Started:
+        recorder = Recorder()
+        recorder.on_chain_start(None, None, run_id=run_id, parent_run_id=self._parents.get(run_id))
+        noted = Started(graph_input=graph_input, command=command, metadata=metadata, recorder=recorder)
+        return self._started.setdefault(run_id, noted)
+
     def _over(self, run_id: UUID, error: BaseException | None) -> None:
-        outermost = self._parents.pop(run_id, None) is None
         started, session = self._started.pop(run_id, None), self._sessions.pop(run_id, None)
+        presence = None if started is None else started.presence
+        if session is None and started is not None and presence is not None:
+            session = presence.listener.late(run_id, started)
+        self._parents.pop(run_id, None)
         if session is None:
-            if outermost and started is not None and started.thread_id and started.command.resume is not None:
-                for listener in list(self.listeners):
-                    listener.resumed(started, error)
             return
-        session.recorder.interrupted |= session.recorder.paused and error is None
+        paused = session.recorder.paused or (started is not None and started.paused)
+        session.recorder.interrupted |= paused and error is None
         done = session.finish(status_of(error, session), error)
         if not on_a_loop() and (error is None or isinstance(error, Exception)):
             session.wait(done)
@@ -188,6 +272,17 @@ class Watch(BaseCallbackHandler):
         return forward
 
 
+def _unanswered(output: Any) -> bool:
+    """Whether the last answer in the state calls tools that have not answered."""
+    called: set[Any] = set()
+    for message in messages_in(output):
+        if isinstance(message, AIMessage):
+            called = {call["id"] for call in message.tool_calls}
+        elif isinstance(message, ToolMessage):
+            called.discard(message.tool_call_id)
+    return bool(called)
+
+
 def parent_here() -> UUID | None:
     """The run that callbacks of this code belong to."""
     config = var_child_runnable_config.get() or {}
@@ -195,6 +290,8 @@ def parent_here() -> UUID | None:
     return run_id
 
 
+_latest: ContextVar[tuple[UUID | None, Any, Mapping[str, Any]]] = ContextVar("reflect_run", default=(None, None, {}))
+"""The run that was started last in this context, its input and its metadata."""
 _watch: Watch | None = None
 _hooking = threading.Lock()
 

@@ -50,6 +50,22 @@ def test_a_consumer_that_leaves_at_the_interrupt(reflection: Reflection) -> None
     assert [episode.status for episode in reflection.episodes.list()] == ["completed"]
 
 
+@pytest.mark.parametrize("name", [["model"], ["tools"]])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_static_with_the_middleware_alone(reflection: Reflection, where: str, name: list[str]) -> None:
+    agent = create_agent(once(), [weigh], middleware=[reflection.middleware()], checkpointer=InMemorySaver())
+    options: Any = {f"interrupt_{where}": name}
+    agent.invoke(asked(), THREAD, **options)
+    reflection.flush()
+    assert [episode.status for episode in reflection.episodes.list()] == ["interrupted"]
+    agent.invoke(None, THREAD)
+    reflection.flush()
+    (episode,) = reflection.episodes.list()
+    assert episode.status == "completed"
+    assert [kind for kind in kinds(episode) if kind != "resume"] == ["model", "tool", "model"]
+    assert kinds(episode).count("resume") == 1
+
+
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_static(reflection: Reflection, where: str) -> None:
     name = {"before": "tools", "after": "model"}[where]

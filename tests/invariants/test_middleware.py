@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelRetryMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelRetryMiddleware, hook_config
 from langchain_core.callbacks import CallbackManager
 from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 
 from reflect_middleware import get_episode_id, get_lessons, no_lessons, testing
 from reflect_middleware.boundary import active
@@ -44,6 +46,80 @@ def test_the_agent_keeps_its_diagram_state_and_chunks(shared: Reflection) -> Non
         list(bare.stream(asked(), stream_mode=modes))
     )
     assert active.get() is None
+
+
+class Failing(AgentMiddleware):
+    """Fails or ends the run before any model is called."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    @hook_config(can_jump_to=["end"])
+    def before_agent(self, state: Any, runtime: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        return {"jump_to": "end"}
+
+
+@pytest.mark.parametrize("also_wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("no scale"), "failed"), (KeyboardInterrupt(), "cancelled"), (None, "completed")],
+)
+def test_a_run_that_ends_before_its_first_model_call(
+    reflection: Reflection, error: BaseException | None, status: str, *, also_wrapped: bool
+) -> None:
+    agent: Any = create_agent(once(), [weigh], middleware=[reflection.middleware(), Failing(error)])
+    agent = reflection.wrap(agent, name="agent") if also_wrapped else agent
+    with contextlib.suppress(ValueError, KeyboardInterrupt):
+        agent.invoke(asked())
+    reflection.flush()
+    (episode,) = reflection.episodes.list()
+    assert (episode.status, episode.agent, episode.task) == (status, "agent", "how heavy is an apple")
+    assert ("no scale" in episode.error) == (status == "failed")
+    assert (watch()._sessions, watch()._parents, watch()._started) == ({}, {}, {})
+
+
+async def test_a_run_that_is_cancelled_before_its_first_model_call(reflection: Reflection) -> None:
+    here = asyncio.Event()
+
+    class Waiting(AgentMiddleware):
+        async def abefore_agent(self, state: Any, runtime: Any) -> None:
+            here.set()
+            await asyncio.Event().wait()
+
+    agent = create_agent(once(), [weigh], middleware=[Waiting(), reflection.middleware()])
+    task = asyncio.create_task(agent.ainvoke(asked()))
+    await here.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await reflection.aflush()
+    assert [episode.status for episode in reflection.episodes.list()] == ["cancelled"]
+
+
+def test_its_channel_is_in_no_state_schema_or_checkpoint(reflection: Reflection) -> None:
+    class Idle(AgentMiddleware):
+        pass
+
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    saver = InMemorySaver()
+    bare = create_agent(once(), [weigh], middleware=[Idle()])
+    agent = create_agent(once(), [weigh], middleware=[reflection.middleware()], checkpointer=saver)
+    assert agent.get_input_jsonschema() == bare.get_input_jsonschema()
+    assert agent.get_output_jsonschema() == bare.get_output_jsonschema()
+    assert set(agent.invoke(asked(), thread)) == {"messages"}
+    assert all(set(snapshot.values) <= {"messages"} for snapshot in agent.get_state_history(thread))
+    for kept in saver.list(thread):
+        assert not any(
+            "reflect" in part for part in (kept.checkpoint["channel_values"], kept.checkpoint["channel_versions"])
+        )
+    before = len(reflection.episodes.list())
+    agent.get_state(thread)
+    agent.update_state(thread, {"messages": [("user", "and a pear?")]})
+    reflection.flush()
+    assert len(reflection.episodes.list()) == before == 1
 
 
 def test_retries_inject_once(reflection: Reflection) -> None:
