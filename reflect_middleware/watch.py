@@ -92,6 +92,9 @@ class Presence(BaseChannel[Any, Any, Any]):
         """Nothing is ever in it."""
         return Any
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
+        return self  # a copied agent still reports to the same middleware
+
     def copy(self) -> Presence:
         """The same one: it belongs to the run."""
         return self
@@ -237,6 +240,8 @@ class Watch(BaseCallbackHandler):
         return self._started.setdefault(run_id, noted)
 
     def _over(self, run_id: UUID, error: BaseException | None) -> None:
+        if _latest.get()[0] == run_id:
+            _latest.set(_NONE)
         started, session = self._started.pop(run_id, None), self._sessions.pop(run_id, None)
         presence = None if started is None else started.presence
         if session is None and started is not None and presence is not None:
@@ -290,8 +295,9 @@ def parent_here() -> UUID | None:
     return run_id
 
 
-_latest: ContextVar[tuple[UUID | None, Any, Mapping[str, Any]]] = ContextVar("reflect_run", default=(None, None, {}))
-"""The run that was started last in this context, its input and its metadata."""
+_NONE: tuple[UUID | None, Any, Mapping[str, Any]] = (None, None, {})
+_latest = ContextVar("reflect_run", default=_NONE)
+"""The run that was started last in this context and is not over, its input and its metadata."""
 _watch: Watch | None = None
 _hooking = threading.Lock()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from reflect_middleware import get_episode_id, get_lessons, no_lessons, testing
 from reflect_middleware.boundary import active
 from reflect_middleware.testing import ScriptedChatModel
-from reflect_middleware.watch import watch
+from reflect_middleware.watch import _latest, watch
 from tests.invariants.graphs import asked, calling, once, said, same, weigh
 from tests.invariants.test_injection import fences
 
@@ -120,6 +121,14 @@ def test_its_channel_is_in_no_state_schema_or_checkpoint(reflection: Reflection)
     agent.update_state(thread, {"messages": [("user", "and a pear?")]})
     reflection.flush()
     assert len(reflection.episodes.list()) == before == 1
+
+
+def test_nothing_of_a_run_stays_behind(reflection: Reflection) -> None:
+    agent = create_agent(once(), [weigh], middleware=[reflection.middleware()])
+    agent.invoke(asked())
+    assert _latest.get()[0] is None
+    channel = agent.channels["reflect"]
+    assert copy.deepcopy(channel) is channel
 
 
 def test_retries_inject_once(reflection: Reflection) -> None:
