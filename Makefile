@@ -58,7 +58,7 @@ $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --
 $(VENV)/.dev: WANT = dev
 $(VENV)/.dev: SIZE = about 300 MB
 $(VENV)/.upstream: WANT = upstream
-$(VENV)/.upstream: SIZE = about 175 MB
+$(VENV)/.upstream: SIZE = about 155 MB
 $(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
 	@echo "Installing the '$(WANT)' packages into $(VENV): $(SIZE) from your package index, once."
 	@$(if $(NOTE),echo "$(NOTE)")
@@ -67,7 +67,7 @@ $(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(B
 
 # The lowest versions of the judged packages; the tools that their tests need may be newer.
 $(OLDEST)/.upstream: pyproject.toml tests/lowest.txt | $(BIN)/python
-	@echo "Installing the 'upstream' packages at the lowest versions into $(OLDEST): about 175 MB, once."
+	@echo "Installing the 'upstream' packages at the lowest versions into $(OLDEST): about 155 MB, once."
 	@$(BIN)/python -m venv --clear $(OLDEST)
 	@grep -E '^(langgraph|langgraph-prebuilt|langchain|langchain-core)==' tests/lowest.txt > $(OLDEST)/lowest.txt
 	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[upstream]' --constraint $(OLDEST)/lowest.txt
