@@ -223,11 +223,14 @@ def _outer_run(outer: Session | None, config: Mapping[str, Any]) -> str:
 def _execution(agent: str, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     """The execution of the node that this run belongs to, and the attempt at it; empty outside of a node."""
     configurable = config.get("configurable") or {}
-    parts, info = str(configurable.get("checkpoint_ns") or "").split("|"), execution_info(configurable)
+    parts = str(configurable.get("checkpoint_ns") or "").split("|")
     namespace = "|".join(part for part in parts if not part.isdigit())  # langgraph counts a task's further graphs
+    if not namespace:
+        return (), ""
+    info = execution_info(configurable)
     once = (getattr(info, "node_first_attempt_time", None), getattr(info, "node_attempt", 1))
     execution, attempt = config.get("execution") or once
-    if not (namespace and execution):
+    if not execution:
         return (), ""
     return (agent, str(configurable.get("thread_id") or ""), namespace, str(execution)), str(attempt)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from reflect_middleware.store import Vector
     from reflect_middleware.types import Namespace
 
+FEW = 32
+"""So many are found faster by looking for the largest again and again than by sorting."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Table:
@@ -153,8 +156,6 @@ def _without(table: _Table, gone: set[str]) -> _Table:
 
 def _nearest(table: _Table, vector: Vector, k: int) -> list[Hit]:
     """Top k by dot product, which is the cosine for unit vectors."""
-    import numpy as np
-
     matrix = table.matrix
     if matrix is None or vector.shape != matrix.shape[1:]:
         size = None if matrix is None else matrix.shape[1]
@@ -164,13 +165,19 @@ def _nearest(table: _Table, vector: Vector, k: int) -> list[Hit]:
         )
     # One dot product per row: a matrix product is shared out to BLAS threads, which costs tenfold where cores are busy.
     cosines = (matrix[:, None, :] @ vector[:, None])[:, 0, 0]
-    if k < len(cosines):
-        best = np.argpartition(cosines, -k)[-k:]
-        best = best[np.argsort(-cosines[best], kind="stable")]
-    else:
-        best = np.argsort(-cosines, kind="stable")
-    ids = table.ids
-    return [
-        (ids[row], min(1.0, max(-1.0, cosine)))
-        for row, cosine in zip(best.tolist(), cosines[best].tolist(), strict=True)
-    ]
+    return [(table.ids[row], min(1.0, max(-1.0, cosine))) for row, cosine in _largest(cosines, k)]
+
+
+def _largest(values: Vector, k: int) -> list[tuple[int, float]]:
+    """The k largest with their places, best first, the first of equals first; may change `values`."""
+    import numpy as np
+
+    if k > FEW:
+        order = np.argsort(-values, kind="stable")[:k]
+        return list(zip(order.tolist(), values[order].tolist(), strict=True))
+    found: list[tuple[int, float]] = []
+    for _ in range(min(k, len(values))):
+        place = int(values.argmax())
+        found.append((place, float(values[place])))
+        values[place] = -np.inf
+    return found

@@ -25,6 +25,8 @@ BREAKER_FAILURES = 3
 """After so many failures in a row retrieval rests."""
 BREAKER_SECONDS = 30.0
 """How long it rests."""
+SPARE = 5
+"""How many more lessons than may be shown are looked at: some are too long for the budget, or retired just now."""
 BODIES = 4_096
 """Most lessons kept in memory, about 4 MB."""
 
@@ -107,8 +109,8 @@ class Finder:
 
     def _choose(self, plan: Plan, vector: Vector, revision: int) -> Choice:
         parts, options = self.core.parts, self.core.options
-        hits = parts.index.search(plan.namespace, revision, vector, 2 * options.limits.top_k + 8)
         shown = parts.ledger.episodes.shown_in_thread(plan.namespace, plan.thread_id) if plan.thread_id else []
+        hits = parts.index.search(plan.namespace, revision, vector, options.limits.top_k + len(shown) + SPARE)
         bodies = self._active(plan.namespace, revision, [*(lesson_id for lesson_id, _ in hits), *shown])
         candidates = [(bodies[i], score) for i, score in hits if i in bodies]
         earlier = [bodies[i] for i in shown if i in bodies]

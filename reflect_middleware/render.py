@@ -144,6 +144,8 @@ def _turns(graph_input: Any) -> list[str]:
     value = _field(graph_input, "messages") if not isinstance(graph_input, (str, list)) else graph_input
     if value is None:
         return []
+    if isinstance(value, str):
+        return [text] if (text := value.strip()) else []
     try:
         messages = convert_to_messages(value if isinstance(value, list) else [value])
     except Exception:  # noqa: BLE001 - not messages after all

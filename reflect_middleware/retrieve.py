@@ -88,34 +88,51 @@ def choose(
         limits: What may go in.
         count: Tokens of a text.
     """
-    similarity = {lesson.id: score for lesson, score in candidates}
-    before = {lesson.id for lesson in earlier}
-    queue = [(lesson, similarity.get(lesson.id, 0.0)) for lesson in earlier]
-    queue += [(lesson, score) for lesson, score in candidates if lesson.id not in before]
-    fit = [lesson for lesson, score in candidates if lesson.id not in before and score >= limits.min_similarity]
-    roomy = count(block_of([*earlier, *fit[: limits.top_k]])) <= limits.token_budget
-    shown: list[Lesson] = []
-    verdicts: list[tuple[Lesson, float, str]] = []
-    added = 0
-    for lesson, score in queue:
-        reason = ""
-        if lesson.id not in before and score < limits.min_similarity:
-            reason = UNFIT
-        elif lesson.id not in before and added >= limits.top_k:
-            reason = f"top_k is {limits.top_k}"
-        elif not roomy and count(block_of([*shown, lesson])) > limits.token_budget:
-            reason = f"no room in token_budget={limits.token_budget}"
-        else:
-            shown.append(lesson)
-            added += lesson.id not in before
-        verdicts.append((lesson, score, reason))
-    # New ones by age, not by similarity: runs that get the same lessons then get the same prompt, which is cached.
-    order = [lesson.id for lesson in earlier]
-    order += [lesson.id for lesson in sorted(shown, key=lambda x: (x.created_at, x.id)) if lesson.id not in before]
-    shown.sort(key=lambda lesson: order.index(lesson.id))
-    verdicts.sort(key=lambda verdict: order.index(verdict[0].id) if not verdict[2] else len(order))
+    known = {lesson.id for lesson in earlier}
+    new = [(lesson, score) for lesson, score in candidates if lesson.id not in known]
+    fit = [lesson for lesson, score in new if score >= limits.min_similarity]
+    shown, cramped = _in_order(earlier, fit[: limits.top_k]), frozenset[str]()
     block = block_of(shown)
-    return Choice(block=block, tokens=count(block) if block else 0, verdicts=tuple(verdicts))
+    tokens = count(block) if shown else 0
+    if tokens > limits.token_budget:
+        shown, cramped = _squeezed(earlier, fit, limits, count)
+        block = block_of(shown)
+        tokens = count(block) if shown else 0
+    place = {lesson.id: index for index, lesson in enumerate(shown)}
+    similarity = {lesson.id: score for lesson, score in candidates}
+    verdicts: list[tuple[Lesson, float, str]] = []
+    for lesson, score in [*((x, similarity.get(x.id, 0.0)) for x in earlier), *new]:
+        reason = "" if lesson.id in place else f"top_k is {limits.top_k}"
+        if lesson.id in cramped:
+            reason = f"no room in token_budget={limits.token_budget}"
+        elif score < limits.min_similarity and lesson.id not in known:
+            reason = UNFIT
+        verdicts.append((lesson, score, reason))
+    verdicts.sort(key=lambda verdict: place.get(verdict[0].id, len(shown)))
+    return Choice(block=block, tokens=tokens, verdicts=tuple(verdicts))
+
+
+def _in_order(earlier: Sequence[Lesson], new: Sequence[Lesson]) -> list[Lesson]:
+    """New ones by age, not by similarity: runs that get the same lessons then get the same prompt, which is cached."""
+    return [*earlier, *sorted(new, key=lambda lesson: (lesson.created_at, lesson.id))]
+
+
+def _squeezed(
+    earlier: Sequence[Lesson], fit: Sequence[Lesson], limits: Limits, count: CountTokens
+) -> tuple[list[Lesson], frozenset[str]]:
+    """What goes into the budget, one by one, the thread's own first; and the ids of what it has no room for."""
+    old: list[Lesson] = []
+    new: list[Lesson] = []
+    cramped: set[str] = set()
+    for lessons, into in ((earlier, old), (fit, new)):
+        for lesson in lessons:
+            if into is new and len(new) >= limits.top_k:
+                break
+            into.append(lesson)
+            if count(block_of(_in_order(old, new))) > limits.token_budget:
+                into.pop()
+                cramped.add(lesson.id)
+    return _in_order(old, new), frozenset(cramped)
 
 
 def block_of(lessons: Sequence[Lesson]) -> str:
