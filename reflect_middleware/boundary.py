@@ -37,9 +37,12 @@ def no_lessons() -> Iterator[None]:
 
 def leave(token: Token[Session | None] | None) -> None:
     """End the block that `active.set` began."""
-    if token is not None:
-        with contextlib.suppress(ValueError):  # a run that the garbage collector ends, in another context
-            active.reset(token)
+    if token is None:
+        return
+    try:  # not `suppress`: this runs for every chunk
+        active.reset(token)
+    except ValueError:  # a run that the garbage collector ends, in another context
+        return
 
 
 def muted() -> bool:

@@ -43,9 +43,10 @@ class Noted:
 
     kind: StepKind
     name: str
-    node: str
-    depth: int
-    run_id: str
+    node: Any
+    place: Any
+    """The path of graphs and nodes, with a bar between two."""
+    run_id: Any
     input: Any
     started: float
     began: float
@@ -227,9 +228,8 @@ class Recorder(_Handler):
 
     def _start(self, kind: StepKind, name: str, given: Any, run_id: UUID, metadata: Mapping[str, Any] | None) -> None:
         where = metadata or {}
-        depth = str(where.get(CHECKPOINT_NS, "")).count("|")
-        node = str(where.get(NODE, ""))
-        self.steps[run_id] = Noted(kind, name, node, depth, str(run_id), given, time.time(), time.monotonic())
+        place, node = where.get(CHECKPOINT_NS, ""), where.get(NODE, "")
+        self.steps[run_id] = Noted(kind, name, node, place, run_id, given, time.time(), time.monotonic())
 
     def _end(self, run_id: UUID, output: Any, error: BaseException | str | None = None) -> None:
         if (step := self.steps.get(run_id)) is not None:
@@ -237,7 +237,7 @@ class Recorder(_Handler):
 
     def _instant(self, kind: StepKind, name: str, node: str, given: Any, key: tuple[Any, Any]) -> None:
         at = time.monotonic()
-        self.steps[key] = Noted(kind, name, node, 0, str(key[0]), given, time.time(), at, ended=at)
+        self.steps[key] = Noted(kind, name, node, "", key[0], given, time.time(), at, ended=at)
 
     def _made(self, messages: Iterable[BaseMessage], run: Run) -> None:
         for message in messages:
@@ -256,7 +256,7 @@ class Recorder(_Handler):
         at = time.monotonic()
         text = as_json(message.content, STEP_CHARS)
         self.steps[message.tool_call_id] = Noted(
-            "tool", message.name or "", run.node, 0, message.tool_call_id, "", time.time(), at, text, text, at
+            "tool", message.name or "", run.node, "", message.tool_call_id, "", time.time(), at, text, text, at
         )
 
 

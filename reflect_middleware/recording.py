@@ -140,12 +140,12 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
     return Step(
         kind=noted.kind,
         name=noted.name,
-        node=noted.node,
-        depth=noted.depth,
+        node=str(noted.node),
+        depth=str(noted.place).count("|"),
         input=shortened(given, STEP_CHARS, clean) if given not in (None, "") else "",
         output=shortened(output, STEP_CHARS, clean) if output not in (None, "") else "",
         error=_described(noted.error, clean),
-        run_id=noted.run_id,
+        run_id=str(noted.run_id),
         started_at=datetime.fromtimestamp(noted.started, UTC),
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
         input_tokens=noted.usage[0],
@@ -197,7 +197,7 @@ def _names_of(output: Any) -> list[str]:
 
 
 def _run_ids(session: Session) -> list[str]:
-    return [step.run_id for step in session.recorder.steps.values()]
+    return [str(step.run_id) for step in session.recorder.steps.values()]
 
 
 def _unique(items: list[str]) -> tuple[str, ...]:

@@ -118,7 +118,11 @@ def fingerprint(value: Any) -> str:
 
 def messages_in(value: Any) -> Iterator[BaseMessage]:
     """The messages in a state, a node's update or a Command."""
-    if isinstance(value, BaseMessage):
+    if isinstance(value, dict):  # what most nodes give
+        for item in value.values():
+            if isinstance(item, (BaseMessage, list, tuple)):
+                yield from messages_in(item)
+    elif isinstance(value, BaseMessage):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
