@@ -118,17 +118,13 @@ def fingerprint(value: Any) -> str:
 
 def messages_in(value: Any) -> Iterator[BaseMessage]:
     """The messages in a state, a node's update or a Command."""
-    if isinstance(value, dict):  # what most nodes give
-        for item in value.values():
-            if isinstance(item, (BaseMessage, list, tuple)):
-                yield from messages_in(item)
-    elif isinstance(value, BaseMessage):
+    if isinstance(value, BaseMessage):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
             if isinstance(item, BaseMessage) or hasattr(item, "update"):
                 yield from messages_in(item)
-    elif hasattr(value, "goto") and hasattr(value, "update"):
+    elif not isinstance(value, dict) and hasattr(value, "goto") and hasattr(value, "update"):
         yield from messages_in(value.update)
     else:
         for item in _values(value):
