@@ -217,7 +217,7 @@ def memory() -> None:
 
 
 def growth(turns: int) -> bool:
-    """Print whether a run costs more after many others than on a fresh ledger in the same turns; True if it does not."""
+    """Print whether a run costs more after many others than on a fresh ledger, in turns; True if it does not."""
     case = Case(title="", agent=one_call, lessons=LESSONS)
     with ExitStack() as stack:
         old, new = Bench(case, stack), Bench(case, stack)
