@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejectio
 bench: $(VENV)/.test  ## measure what wrapping costs per run
 	@$(BIN)/python -m benchmarks.overhead $(ARGS)
 
-upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (an hour)
+upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (long)
 	@status=0; for venv in $(VENV) $(OLDEST); do $$venv/bin/python tests/upstream/run.py $(ARGS) || status=1; done; exit $$status
 
 lint: $(VENV)/.dev  ## ruff, format check and import contracts
@@ -56,7 +56,7 @@ $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
 $(VENV)/.dev: WANT = dev
-$(VENV)/.dev: SIZE = about 300 MB
+$(VENV)/.dev: SIZE = about 290 MB
 $(VENV)/.upstream: WANT = upstream
 $(VENV)/.upstream: SIZE = about 155 MB
 $(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
@@ -67,7 +67,7 @@ $(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(B
 
 # The lowest versions of the judged packages; the tools that their tests need may be newer.
 $(OLDEST)/.upstream: pyproject.toml tests/lowest.txt | $(BIN)/python
-	@echo "Installing the 'upstream' packages at the lowest versions into $(OLDEST): about 155 MB, once."
+	@echo "Installing the 'upstream' packages at the lowest versions into $(OLDEST), once."
 	@$(BIN)/python -m venv --clear $(OLDEST)
 	@grep -E '^(langgraph|langgraph-prebuilt|langchain|langchain-core)==' tests/lowest.txt > $(OLDEST)/lowest.txt
 	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[upstream]' --constraint $(OLDEST)/lowest.txt

@@ -16,7 +16,7 @@ from langchain_core.messages import convert_to_messages
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables.config import var_child_runnable_config
 
-from reflect_middleware.private import CONVERT, INSIDE
+from reflect_middleware.private import CONVERT, ENTERING, INSIDE
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,18 @@ def merges_callbacks() -> bool:
             logger.warning("reflect: this langgraph has no ensure_config (%r); running a graph to see", error)
             _merges = contextvars.Context().run(_seen_to_merge)
     return _merges
+
+
+def in_a_run_that_starts() -> bool:
+    """Whether a channel is read here because a run starts, and not because somebody looks at a graph's state."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - nothing else tells the two apart
+    for _ in range(6):
+        if frame is None:
+            return False
+        if frame.f_code.co_name in ENTERING and str(frame.f_globals.get("__name__")).startswith("langgraph."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _hook_conversion(wanted: Callable[[], bool], change: Change) -> None:

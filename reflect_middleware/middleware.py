@@ -59,6 +59,10 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
             await session.aprepare()
         return await handler(_with_lessons(request, session))
 
+    def safely(self, work: Callable[[], Any]) -> None:
+        """Run work of ours in the user's run; a failure is noted, not raised."""
+        self._core.safely("begin", work)
+
     def wants(self, run_id: UUID) -> bool:
         """Whether `wrap` does not look after this run already."""
         outer = active.get()

@@ -11,6 +11,7 @@ Where one is gone, a slower public way takes its place with one warning, or what
 | `RUNTIME` | context, retries and root run inside a node | namespaces need `configurable`; attempts are episodes |
 | `STEP_TAG`, `NODE`, `CHECKPOINT_NS` | the node of a step, how deep it lies | steps name no node |
 | `SOURCE` | that LangChain's middleware calls a model | those calls get lessons, too |
+| `ENTERING` | that a run reads its channels, not `get_state` | the middleware alone sees runs from a model call on |
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ CHECKPOINT_NS = "langgraph_checkpoint_ns"
 """In a run's metadata: the path of graphs and nodes, with a bar between two."""
 SOURCE = "lc_source"
 """In a model call's metadata: which middleware of LangChain makes it."""
+ENTERING = frozenset({"__enter__", "__aenter__"})
+"""The methods of langgraph's loop in which a run that starts reads its channels."""
 
 
 def is_node(tags: Sequence[str] | None) -> bool:

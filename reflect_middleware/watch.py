@@ -21,7 +21,7 @@ from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
 from langgraph.types import Command
 
-from reflect_middleware import boundary
+from reflect_middleware import boundary, hooks
 from reflect_middleware.boundary import active
 from reflect_middleware.lanes import on_a_loop
 from reflect_middleware.private import STEP_TAG, is_node
@@ -65,6 +65,9 @@ class Started:
 class Listener(Protocol):
     """A middleware, as the watch knows it."""
 
+    def safely(self, work: Callable[[], Any]) -> None:
+        """Run work of ours in the user's run; a failure is noted, not raised."""
+
     def wants(self, run_id: UUID) -> bool:
         """Whether this run of its agent is not looked after by others."""
 
@@ -103,7 +106,8 @@ class Presence(BaseChannel[Any, Any, Any]):
         """A run of the agent starts, or somebody looks at its state."""
         fresh = type(self)(self.listener)
         fresh.key = self.key
-        watch().arrived(fresh)
+        if hooks.in_a_run_that_starts():
+            self.listener.safely(lambda: watch().arrived(fresh))
         return fresh
 
     def get(self) -> Any:
@@ -184,7 +188,7 @@ class Watch(BaseCallbackHandler):
         return None
 
     def arrived(self, presence: Presence) -> None:
-        """An agent with our middleware reads its channels: in the run that has just started, if in any."""
+        """A run of an agent with our middleware reads its channels: the one that was started last in this context."""
         run_id, graph_input, metadata = _latest.get()
         if run_id is None or run_id not in self._parents or not presence.listener.wants(run_id):
             return

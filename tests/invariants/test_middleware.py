@@ -14,8 +14,10 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelRetryMiddleware, hook_config
 from langchain_core.callbacks import CallbackManager
 from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from reflect_middleware import get_episode_id, get_lessons, no_lessons, testing
 from reflect_middleware.boundary import active
@@ -121,6 +123,39 @@ def test_its_channel_is_in_no_state_schema_or_checkpoint(reflection: Reflection)
     agent.update_state(thread, {"messages": [("user", "and a pear?")]})
     reflection.flush()
     assert len(reflection.episodes.list()) == before == 1
+
+
+@pytest.mark.parametrize("place", ["node", "tool", "runnable"])
+def test_looking_at_an_agents_state_inside_another_run_is_no_run_of_it(reflection: Reflection, place: str) -> None:
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    agent = create_agent(once(), [weigh], middleware=[reflection.middleware()], checkpointer=InMemorySaver())
+    agent.invoke(asked(), thread)
+
+    def look(_: Any) -> dict[str, Any]:
+        agent.update_state(thread, {"messages": [("user", "and a pear?")]})
+        return {"messages": [("ai", str(len(agent.get_state(thread).values["messages"])))]}
+
+    @tool("weigh")
+    def looking(item: str) -> str:
+        """Look."""
+        return str(look(item))
+
+    if place == "node":
+        builder = StateGraph(MessagesState).add_node("look", look).add_edge(START, "look")
+        builder.compile().invoke(asked(), thread)
+    elif place == "tool":
+        create_agent(once(), [looking]).invoke(asked(), thread)
+    else:
+        RunnableLambda(look).invoke(asked(), thread)
+    reflection.flush()
+    assert [episode.status for episode in reflection.episodes.list()] == ["completed"]
+    assert watch()._started == {}
+
+
+def test_i8_a_run_starts_whatever_of_ours_fails(reflection: Reflection, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = create_agent(once(), [weigh], middleware=[reflection.middleware()])
+    monkeypatch.setattr(watch(), "arrived", lambda presence: 1 / 0)
+    assert agent.invoke(asked())["messages"][-1].text == "done"
 
 
 def test_nothing_of_a_run_stays_behind(reflection: Reflection) -> None:

@@ -30,6 +30,7 @@ from reflect_middleware.errors import ConfigurationError, TemplateError, Unknown
         ({"lease": float("nan")}, r"lease is nan"),
         ({"learn": "yes"}, r"learn is 'yes'; allowed: True or False"),
         ({"reward": 0.5}, r"reward is 0.5; allowed: a callable or None"),
+        ({"decision": "yes"}, r"decision is 'yes'; allowed: a callable or None"),
         ({"redact": "x"}, r"redact is 'x'; allowed: a callable or None"),
         ({"max_lessons": 0}, r"max_lessons is 0"),
         ({"ledger": "sqlite:///x.db"}, r"namespace is None.*shared ledger"),

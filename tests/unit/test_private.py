@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware import AgentMiddleware, SummarizationMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
@@ -90,6 +90,23 @@ def test_what_a_node_is_told() -> None:
     info = private.execution_info(found[0])
     assert {"run_id", "node_attempt", "node_first_attempt_time"} <= set(dir(info))
     assert hasattr(found[0][private.RUNTIME], "context")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_run_that_starts_is_told_from_a_look_at_the_state(monkeypatch: pytest.MonkeyPatch, *, gone: bool) -> None:
+    class Failing(AgentMiddleware):
+        def before_agent(self, state: Any, runtime: Any) -> Any:
+            raise ValueError("no scale")
+
+    if gone:
+        monkeypatch.setattr(hooks, "ENTERING", frozenset())
+    with testing.reflection() as reflection:
+        agent = create_agent(once(), [], middleware=[reflection.middleware(), Failing()], checkpointer=InMemorySaver())
+        agent.get_state(THREAD)
+        with pytest.raises(ValueError, match="no scale"):
+            agent.invoke(asked(), THREAD)
+        reflection.flush()
+        assert [episode.status for episode in reflection.episodes.list()] == ([] if gone else ["failed"])
 
 
 def test_langchains_middleware_names_itself() -> None:
