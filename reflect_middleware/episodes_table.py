@@ -22,7 +22,7 @@ from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combi
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
-ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
+ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries", "sampled"}
 """The columns that the writer fills; the others belong to the reflection."""
 WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
 
@@ -55,6 +55,7 @@ class EpisodeTable:
     def put(self, record: Record) -> None:
         """Store a run; the second record of a resumed run replaces the interrupted first one."""
         episode = record.episode
+        body = episode.model_dump_json(exclude=ELSEWHERE)
         row = {
             "id": episode.id,
             "namespace": to_key(episode.namespace),
@@ -63,11 +64,13 @@ class EpisodeTable:
             "checkpoint_ns": record.checkpoint_ns,
             "root_run_id": episode.root_run_id,
             "parent_id": episode.parent_id,
+            "principal": episode.principal,
             "status": episode.status,
             "started_at": episode.started_at.timestamp(),
             "ended_at": episode.ended_at.timestamp() if episode.ended_at else None,
             "ready_at": record.ready_at,
-            "body": episode.model_dump_json(exclude=ELSEWHERE),
+            "size": len(body),
+            "body": body,
         }
         names, at = {*record.aliases, *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]

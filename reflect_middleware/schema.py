@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = sa.MetaData()
 
 
@@ -26,6 +26,7 @@ episodes = sa.Table(
     _text("checkpoint_ns"),
     _text("root_run_id"),
     _text("parent_id"),
+    _text("principal"),
     _text("status"),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
@@ -33,11 +34,14 @@ episodes = sa.Table(
     _text("reflection_id"),
     _text("dead_letter"),
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("sampled", sa.Boolean, nullable=False, server_default=sa.true()),  # false: it counts once it is rewarded
+    sa.Column("size", sa.Integer, nullable=False, server_default="0"),  # characters of its body
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("episodes_ready", "namespace", "reflection_id", "dead_letter", "ready_at"),
     sa.Index("episodes_thread", "thread_id", "started_at"),
     sa.Index("episodes_root", "root_run_id"),
     sa.Index("episodes_time", "started_at"),
+    sa.Index("episodes_principal", "principal", "started_at"),
 )
 aliases = sa.Table(
     "aliases",
@@ -108,6 +112,7 @@ lesson_sources = sa.Table(
     metadata,
     sa.Column("episode_id", sa.Text, primary_key=True),
     sa.Column("lesson_id", sa.Text, primary_key=True),
+    sa.Index("lesson_sources_lesson", "lesson_id"),
 )
 reflections = sa.Table(
     "reflections",
@@ -120,6 +125,31 @@ reflections = sa.Table(
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("reflections_namespace", "namespace", "status"),
+    sa.Index("reflections_status", "status", "started_at"),
+)
+work = sa.Table(
+    "work",
+    metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),  # failed reflections in a row
+    sa.Column("rest_until", sa.Float, nullable=False, server_default="0"),  # after a failure, in the database's time
+    sa.Column("reflected_at", sa.Float, nullable=False, server_default="0"),  # when the last one was committed
+)
+spent = sa.Table(
+    "spent",
+    metadata,
+    sa.Column("day", sa.Text, primary_key=True),  # of UTC, as 2026-11-22
+    sa.Column("input_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("output_tokens", sa.Integer, nullable=False, server_default="0"),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Float, nullable=False),
+    _text("action"),
+    _text("body"),  # JSON: counts and settings, never content
+    sa.Index("audit_time", "at"),
 )
 counters = sa.Table(
     "counters",
