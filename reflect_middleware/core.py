@@ -117,8 +117,11 @@ class Core:
             part.renew()
 
     def _lanes(self) -> list[Lane]:
-        """In the order in which work moves on; the writer again at the end, for what failed on the way."""
-        keeper, lanes = self.keeper, [self.keeper.writer, self.keeper.judge, self.keeper.writer]
+        """In the order in which work moves on; the writer again at the end, for what failed on the way.
+
+        And twice at first: it queues behind each record what that sets off.
+        """
+        keeper, lanes = self.keeper, [self.keeper.writer, self.keeper.writer, self.keeper.judge, self.keeper.writer]
         if self.parts.opened("learner"):
             lanes.append(self.parts.learner.lane)
         if self.parts.opened("index"):

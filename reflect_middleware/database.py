@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from reflect_middleware.forks import gate
 from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
 
 TICKET = "reflect_ticket"
+LOG_LENGTH = 64
+"""After so many appended transactions the write-ahead log is long: 1,000 pages, with runs of a dozen steps."""
 _inherited: list[Any] = []
 """What came with a fork: kept, so that no garbage collection closes it."""
 
@@ -41,6 +44,7 @@ class Database:
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
         self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
+        self._appended = 0
 
     @property
     def is_sqlite(self) -> bool:
@@ -104,10 +108,24 @@ class Database:
                 found = driver.execute(self._text(unless), given).fetchone()
                 driver.execute("COMMIT" if found is None else "ROLLBACK")
             except BaseException:
-                pooled.close()  # back to the pool, which rolls back
+                pooled.invalidate()
                 raise
             self._keep(engine, pooled)
+        self._appended += 1
         return found is None
+
+    @property
+    def log_is_long(self) -> bool:
+        """Whether `checkpoint` should be called, by whoever appends, once no run waits for that."""
+        return self._appended >= LOG_LENGTH
+
+    def checkpoint(self) -> None:
+        """Move what was committed from SQLite's write-ahead log into the ledger's file, which waits for the disk."""
+        self._appended = 0
+        with self.read() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        with self.write() as connection:  # the next commit begins the log anew, and waits for the disk once more
+            connection.execute(self.upsert(meta, key="checkpoint", value=str(time.time())))
 
     def mark(self) -> int | None:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
@@ -159,15 +177,18 @@ class Database:
         return text
 
     def _kept(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
-        """A connection for `append`: the last one, since the pool costs a tenth of what is done with it."""
-        try:
+        """A connection for `append`: the last one, since the pool costs a tenth of what is done with it.
+
+        SQLite would write its log back to the file inside of some commits, each of which waits for the disk then.
+        """
+        with contextlib.suppress(IndexError):
             owner, pooled = self._appending.pop()  # taken, so that no other thread has it
-        except IndexError:
-            return engine.raw_connection()
-        if owner is engine:
-            return pooled
-        pooled.close()
-        return engine.raw_connection()
+            if owner is engine:
+                return pooled
+            pooled.invalidate()
+        pooled = engine.raw_connection()
+        pooled.cursor().execute("PRAGMA wal_autocheckpoint=0")
+        return pooled
 
     def _keep(self, engine: sa.Engine, pooled: sa.PoolProxiedConnection) -> None:
         self._appending.append((engine, pooled))
@@ -175,10 +196,10 @@ class Database:
             self._release()
 
     def _release(self) -> None:
-        """Give back what `append` has kept."""
+        """Close what `append` has kept."""
         while self._appending:
             with contextlib.suppress(IndexError):  # another thread was faster
-                self._appending.pop()[1].close()
+                self._appending.pop()[1].invalidate()
 
     def _open(self) -> sa.Engine:
         if self._engine is not None and self._pid == os.getpid():

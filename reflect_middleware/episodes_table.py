@@ -266,7 +266,7 @@ class EpisodeTable:
 
 def _known_as(name: str) -> str:
     """The name that is kept: of an answer that LangChain has named after its model call, the call's run id."""
-    found = NAMED_AFTER_ITS_CALL.fullmatch(name)
+    found = NAMED_AFTER_ITS_CALL.fullmatch(name) if name.startswith("lc_run--") else None
     return found[1] if found else name
 
 

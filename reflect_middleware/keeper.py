@@ -94,6 +94,8 @@ class Keeper:
         except Exception as failure:  # noqa: BLE001 - nobody waits for a record at `durability="queue"`
             self.core.failed("record", failure)
             return ""
+        if (database := self.core.parts.ledger.database).log_is_long:
+            self.writer.submit(lambda: self.core.safely("checkpoint", database.checkpoint))
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
         return record.episode.id
@@ -153,8 +155,11 @@ class Keeper:
         return session.plan.spec.reward or self.core.options.reward
 
     def _follow_up(self, session: Session, episode: Episode, ended: float) -> None:
-        if episode.status == "interrupted":
-            return
+        """What a stored run sets off, behind the commit: who waits for that goes on first, and two threads at once."""
+        if episode.status != "interrupted":
+            self.writer.submit(lambda: self.core.safely("follow-up", lambda: self._set_off(session, episode, ended)))
+
+    def _set_off(self, session: Session, episode: Episode, ended: float) -> None:
         if (fn := self._reward_of(session)) is not None:
             self.judge.submit(lambda: self._ask(episode.id, episode.namespace, fn, ended))
         else:

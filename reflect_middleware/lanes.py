@@ -100,8 +100,18 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def awaited(future: Future[T]) -> T:
-    """Wait for a lane's future on an event loop. Cancelling the waiter leaves the job running."""
+async def awaited(future: Future[T], seconds: float | None = None) -> T:
+    """Wait for a lane's future on an event loop. Cancelling the waiter leaves the job running.
+
+    Args:
+        future: What to wait for.
+        seconds: How long at most; None: however long it takes. Not by `asyncio.wait_for`: its task would be set up
+            while the job runs, and two threads that both run Python wait for each other.
+
+    Raises:
+        TimeoutError: If the time has passed first.
+        BaseException: What the job raised.
+    """
     loop = asyncio.get_running_loop()
     over = loop.create_future()
 
@@ -110,7 +120,14 @@ async def awaited(future: Future[T]) -> T:
             loop.call_soon_threadsafe(_wake, over)
 
     future.add_done_callback(tell)
-    await over
+    timer = None if seconds is None else loop.call_later(seconds, _wake, over)
+    try:
+        await over
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if not future.done():
+        raise TimeoutError
     return future.result()
 
 

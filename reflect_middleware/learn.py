@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SETTLE_SECONDS = 0.25
 """How long a due reflection holds back in the background, so that a reward given right after a run is read with it."""
+BREATH_SECONDS = 0.02
+"""How long after a run it is looked whether a reflection is due: the run's own thread goes on first, and one look does
+for many runs."""
 ABANDON_SECONDS = 60.0
 """How often it is checked whether an interrupted episode counts as abandoned."""
 BACK_OFF = (5.0, 600.0)
@@ -51,7 +54,8 @@ class Learner:
             if namespace in self._queued:
                 return
             self._queued.add(namespace)
-        self.lane.submit(lambda: self._poked(namespace))
+        look_at = time.monotonic() + BREATH_SECONDS
+        self.lane.submit(lambda: self._poked(namespace, look_at))
 
     def rewarded(self, namespace: Namespace) -> None:
         """A reward came, which may have made an episode ready."""
@@ -85,7 +89,8 @@ class Learner:
 
     # On the lane.
 
-    def _poked(self, namespace: Namespace) -> None:
+    def _poked(self, namespace: Namespace, look_at: float) -> None:
+        self._closing.wait(max(0.0, look_at - time.monotonic()))
         with self._lock:
             self._queued.discard(namespace)
         try:

@@ -51,24 +51,22 @@ def record_of(
         redact: The user's filter; every text passes through it.
     """
     plan, recorder, clean = session.plan, session.recorder, cleaner(redact)
-    begun = earlier or _begun(session, status, clean)
     again = (_again_step(earlier, plan.resume, clean),) if earlier else ()
     steps = _steps(recorder, clean)
     has_output, interrupted = recorder.output is not None, status == "interrupted"
     output, name = shortened_and_named(recorder.output, VALUE_CHARS, clean) if has_output else ("", "")
-    episode = begun.model_copy(
-        update={
-            "task_key": plan.task_key or begun.task_key,
-            "run_ids": _unique([*begun.run_ids, session.run_id]),
-            "output": output,
-            "metadata": _metadata(plan.metadata, clean),
-            "status": status,
-            "error": _described(error, clean) if status == "failed" else "",
-            "trajectory": (*begun.trajectory, *again, *steps),
-            "exposures": session.choice.exposures,
-            "ended_at": None if interrupted else ended,
-        }
-    )
+    known = {
+        "task_key": plan.task_key or (earlier.task_key if earlier else ""),
+        "run_ids": _unique([*(earlier.run_ids if earlier else ()), session.run_id]),
+        "output": output,
+        "metadata": _metadata(plan.metadata, clean),
+        "status": status,
+        "error": _described(error, clean) if status == "failed" else "",
+        "trajectory": (*(earlier.trajectory if earlier else ()), *again, *steps),
+        "exposures": session.choice.exposures,
+        "ended_at": None if interrupted else ended,
+    }
+    episode = earlier.model_copy(update=known) if earlier else Episode(**_begun(session, clean), **known)
     return Record(
         episode=episode,
         checkpoint_ns=plan.checkpoint_ns,
@@ -78,24 +76,22 @@ def record_of(
     )
 
 
-def _begun(session: Session, status: EpisodeStatus, clean: Callable[[str], str]) -> Episode:
+def _begun(session: Session, clean: Callable[[str], str]) -> dict[str, Any]:
     """What an episode has from its first run on."""
     plan = session.plan
-    return Episode(
-        id=session.episode_id,
-        root_run_id=plan.root_run_id or session.run_id,
-        parent_id=plan.parent_id,
-        agent=plan.spec.agent,
-        namespace=plan.namespace,
-        thread_id=plan.thread_id,
-        principal=plan.principal,
-        task=clean(plan.task),
-        task_key=plan.task_key,
-        input=shortened(plan.graph_input, VALUE_CHARS, clean),
-        reference=shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
-        status=status,
-        started_at=session.started,
-    )
+    return {
+        "id": session.episode_id,
+        "root_run_id": plan.root_run_id or session.run_id,
+        "parent_id": plan.parent_id,
+        "agent": plan.spec.agent,
+        "namespace": plan.namespace,
+        "thread_id": plan.thread_id,
+        "principal": plan.principal,
+        "task": clean(plan.task),
+        "input": shortened(plan.graph_input, VALUE_CHARS, clean),
+        "reference": shortened(plan.reference, VALUE_CHARS, clean) if plan.reference is not None else "",
+        "started_at": session.started,
+    }
 
 
 def cleaner(redact: Redact) -> Callable[[str], str]:

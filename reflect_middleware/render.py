@@ -67,22 +67,23 @@ class _Plain:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         self.left -= 1
-        if depth > DEPTH or self.left < 0 or id(value) in self.path:
+        name = id(value)
+        if depth > DEPTH or self.left < 0 or name in self.path:
             return f"<{type(value).__name__} …>"
-        self.path.add(id(value))
+        self.path.add(name)
         try:
             return self._inside(value, depth + 1)
         finally:
-            self.path.discard(id(value))
+            self.path.discard(name)
 
     def _inside(self, value: Any, depth: int) -> Any:
-        if is_a(value, BaseMessage):
-            return self._message(value, depth)
-        if _derives(value.__class__, Mapping):
-            items = islice(value.items(), PARTS)
-            return {str(key): item if type(item) in _SIMPLE else self.of(item, depth) for key, item in items}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [item if type(item) in _SIMPLE else self.of(item, depth) for item in islice(value, PARTS)]
+        if type(value) is dict or _derives(value.__class__, Mapping):
+            items = islice(value.items(), PARTS)
+            return {str(key): item if type(item) in _SIMPLE else self.of(item, depth) for key, item in items}
+        if is_a(value, BaseMessage):
+            return self._message(value, depth)
         if is_a(value, BaseModel):
             return {name: self.of(getattr(value, name), depth) for name in type(value).model_fields}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -129,7 +128,7 @@ class Session:
         """Async twin of `prepare`."""
         try:
             for fetch, seconds in self.core.finder.fetches(self.plan):
-                self._take(await asyncio.wait_for(awaited(fetch()), seconds))
+                self._take(await awaited(fetch(), seconds))
         except Exception as error:  # noqa: BLE001 - boundary to the user's run
             self.core.finder.failed(error)
 
@@ -164,7 +163,7 @@ class Session:
         """Async twin of `wait`."""
         if done is not None and self._on_time():
             try:
-                await asyncio.wait_for(awaited(done), self.core.keeper.timeout)
+                await awaited(done, self.core.keeper.timeout)
             except Exception as error:  # noqa: BLE001 - boundary to the user's run
                 self._late(done, error)
 

@@ -65,6 +65,16 @@ async def test_a_cancelled_waiter_leaves_the_job_running() -> None:
     lane.stop()
 
 
+async def test_a_waiter_gives_up_after_its_time_and_the_job_goes_on() -> None:
+    lane, go = Lane("test"), threading.Event()
+    job = lane.submit(lambda: go.wait(30))
+    with pytest.raises(TimeoutError):
+        await awaited(job, 0.01)
+    go.set()
+    assert await awaited(job, 10)
+    lane.stop()
+
+
 def test_stopped_lanes_end_their_threads_and_start_again() -> None:
     lane = Lane("stopping", threads=2)
     lane.submit(lambda: None).result(10)
