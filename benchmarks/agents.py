@@ -21,19 +21,28 @@ FIRST_TOKEN_SECONDS = 0.05
 
 
 class Answering(BaseChatModel):
-    """Answers at once and remembers nothing."""
+    """Answers at once, or after a while, and remembers nothing."""
 
     answer: Callable[[list[BaseMessage]], AIMessage] = lambda _: AIMessage("filed")
+    seconds: float = 0.0
+    """How long it waits first: a simulated provider."""
 
     @property
     def _llm_type(self) -> str:
         return "answering"
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        return ChatResult(generations=[ChatGeneration(message=self.answer(messages))])
+        if self.seconds:
+            time.sleep(self.seconds)
+        return self._answered(messages)
 
     async def _agenerate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        return self._generate(messages)
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        return self._answered(messages)
+
+    def _answered(self, messages: list[BaseMessage]) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self.answer(messages))])
 
 
 class SlowToStart(Answering):
@@ -59,8 +68,8 @@ def one_call() -> Any:
     return _calling(Answering())
 
 
-def six_and_five() -> Any:
-    """Six model calls and five tool calls in a loop."""
+def six_and_five(seconds: float = 0.0) -> Any:
+    """Six model calls and five tool calls in a loop; each model call takes so many seconds longer."""
 
     @tool
     def look(place: int) -> str:
@@ -73,7 +82,7 @@ def six_and_five() -> Any:
         return AIMessage("", tool_calls=[call]) if looked < 5 else AIMessage("filed")  # noqa: PLR2004 - six and five
 
     builder = StateGraph(MessagesState)
-    builder.add_node("model", _node(Answering(answer=answer)))
+    builder.add_node("model", _node(Answering(answer=answer, seconds=seconds)))
     builder.add_node("tools", ToolNode([look]))
     builder.add_edge(START, "model").add_conditional_edges("model", tools_condition).add_edge("tools", "model")
     return builder.compile()

@@ -20,13 +20,14 @@ import time
 import tracemalloc
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from benchmarks.agents import FIRST_TOKEN_SECONDS, one_call, six_and_five, slow_to_start, waiting
+from benchmarks.agents import FIRST_TOKEN_SECONDS, Answering, one_call, six_and_five, slow_to_start, waiting
 from reflect_middleware import Reflection
 from reflect_middleware.testing import HashingEmbeddings
 
@@ -38,13 +39,23 @@ if TYPE_CHECKING:
 LESSONS = 1_000
 CONCURRENT = 1_000
 PAST = 5_000
+GOAL = 1.10
+"""Most times the bare run, whatever the durability."""
+COMMITTED = 1.20
+"""What is reached of it with a model that answers at once: the commit is a quarter of a millisecond in SQLite alone."""
+ALMOST = 1.15
+"""The same with a model that takes a millisecond per call."""
+ENOUGH_SECONDS = 0.005
+"""How long a model call takes where the goal is kept."""
+MODEL_SECONDS = (0.001, ENOUGH_SECONDS, 0.02)
+HOW: tuple[tuple[Literal["invoke", "ainvoke"], str], ...] = (("invoke", ""), ("ainvoke", ", async"))
 TASKS = [f"file the travel claim number {number} for the night train" for number in range(8)]
 PACKAGES = ("reflect-middleware", "langgraph", "langchain-core", "chromadb", "sqlalchemy", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One thing to measure, and what is allowed; the ledger's commit comes on top."""
+    """One thing to measure, and what is allowed without the ledger's commit and with it."""
 
     title: str
     agent: Callable[[], Any]
@@ -55,6 +66,10 @@ class Case:
     """Most extra milliseconds at the median."""
     ratio: float | None = None
     """Most times the bare run at the median."""
+    committed: float | None = None
+    """As `ratio`, for a run that waits for its commit."""
+    share: int = 1
+    """One turn is measured of so many: of a run that mostly waits for its model, fewer tell as much."""
 
 
 CASES = (
@@ -64,8 +79,26 @@ CASES = (
         title="1 model call, 1,000 lessons, chroma", agent=one_call, lessons=LESSONS, store="chroma", milliseconds=3.0
     ),
     Case(title="1 model call, 1,000 lessons, exact, async", agent=one_call, lessons=LESSONS, how="ainvoke"),
-    Case(title="6 model and 5 tool calls, no lessons", agent=six_and_five, ratio=1.10),
-    Case(title="6 model and 5 tool calls, no lessons, async", agent=six_and_five, how="ainvoke", ratio=1.10),
+    Case(title="6 model and 5 tool calls, no lessons", agent=six_and_five, ratio=1.10, committed=COMMITTED),
+    Case(
+        title="6 model and 5 tool calls, no lessons, async",
+        agent=six_and_five,
+        how="ainvoke",
+        ratio=1.10,
+        committed=COMMITTED,
+    ),
+    *(
+        Case(
+            title=f"6 model and 5 tool calls, each model call takes {1_000 * seconds:.0f} ms (simulated){name}",
+            agent=partial(six_and_five, seconds),
+            how=how,
+            ratio=1.10,
+            committed=GOAL if seconds >= ENOUGH_SECONDS else ALMOST,
+            share=3,
+        )
+        for seconds in MODEL_SECONDS
+        for how, name in HOW
+    ),
     Case(title="6 model and 5 tool calls, 1,000 lessons", agent=six_and_five, lessons=LESSONS),
     Case(title="6 model and 5 tool calls, 1,000 lessons, async", agent=six_and_five, lessons=LESSONS, how="ainvoke"),
     Case(
@@ -106,9 +139,14 @@ def teach(path: Path, lessons: int) -> None:
 
 
 def opened(path: Path, store: str = "exact", durability: Literal["queue", "commit"] = "commit") -> Reflection:
-    """A Reflection that only records and retrieves: its reflections are never due."""
+    """A Reflection whose reflections are never due; after each run it looks whether one is."""
     return Reflection(
-        path=str(path), store=store, embeddings=HashingEmbeddings(), every=1_000_000, durability=durability
+        Answering(),
+        path=str(path),
+        store=store,
+        embeddings=HashingEmbeddings(),
+        every=1_000_000,
+        durability=durability,
     )
 
 
@@ -170,23 +208,30 @@ async def _awaited(form: Any, given: Any) -> float:
 def report(case: Case, turns: int) -> bool:
     """Measure and print a case; True if it is within what is allowed."""
     with ExitStack() as stack:
-        bare, queued, committed = Bench(case, stack).measure(turns).T
-    extra, times = interval(queued - bare), interval(queued / bare)
-    within = extra.median <= (case.milliseconds or np.inf) and times.median <= (case.ratio or np.inf)
+        bare, queued, committed = Bench(case, stack).measure(turns // case.share).T
     print(f"{case.title}: bare {np.median(bare):.3f} ms")
-    print(f"  wrapped     {_both(extra, times)}{_allowed(case, within=within)}")
-    print(f"  with commit {_both(interval(committed - bare), interval(committed / bare))}")
+    good = [
+        _line("wrapped    ", bare, queued, milliseconds=case.milliseconds, ratio=case.ratio),
+        _line("with commit", bare, committed, milliseconds=None, ratio=case.committed),
+    ]
+    return all(good)
+
+
+def _line(
+    form: str, bare: NDArray[np.float64], other: NDArray[np.float64], *, milliseconds: float | None, ratio: float | None
+) -> bool:
+    extra, times = interval(other - bare), interval(other / bare)
+    within = extra.median <= (milliseconds or np.inf) and times.median <= (ratio or np.inf)
+    limit = f"+{milliseconds} ms" if milliseconds else f"{ratio:.2f} x" if ratio else ""
+    goal = f", the goal is {GOAL:.2f} x" if ratio and ratio > GOAL else ""
+    allowed = f"  allowed {limit}{goal}: {'within' if within else 'OVER'}" if limit else ""
+    print(f"  {form} {_both(extra, times)}{allowed}")
     return within
 
 
 def _both(extra: Interval, times: Interval) -> str:
     first = f"{extra.median:+.3f} ms [{extra.low:+.3f}, {extra.high:+.3f}]"
     return f"{first}  {times.median:.3f} x bare [{times.low:.3f}, {times.high:.3f}]"
-
-
-def _allowed(case: Case, *, within: bool) -> str:
-    limit = f"+{case.milliseconds} ms" if case.milliseconds else f"{case.ratio:.2f} x" if case.ratio else ""
-    return f"  allowed {limit}: {'within' if within else 'OVER'}" if limit else ""
 
 
 def memory() -> None:
