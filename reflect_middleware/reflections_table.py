@@ -63,7 +63,7 @@ class ReflectionTable:
 
     def waiting(self) -> tuple[Namespace, ...]:
         """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(unread, episodes.c.ready_at.is_not(None))
+        free = sa.select(episodes.c.namespace).where(unread)
         stuck = sa.select(table.c.namespace).where(running, table.c.lease_until < time.time())
         with self.db.read() as connection:
             rows = connection.execute(sa.union(free, stuck)).all()
