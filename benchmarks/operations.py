@@ -116,6 +116,26 @@ class Subject:
         given = {"messages": self._tasks[self.turn % len(self._tasks)]}
         return lambda: self.reflection.preview(given, config)
 
+    def first_retrieval(self) -> Timed:
+        """As in a process that has just started; the embedder is warm."""
+        self.core.parts.index._exact.refresh()  # noqa: SLF001 - what the process would not have yet
+        self.core.parts.index._exact_marks.clear()  # noqa: SLF001
+        return self.retrieve()
+
+    def retrieval_after_a_change(self) -> Timed:
+        """Somebody has changed a lesson."""
+        self.change()()
+        return self.retrieve()
+
+    def change(self) -> Timed:
+        """A person changes a lesson."""
+        lesson, words = self.chance.choice(self.known[self.namespace]), prose(20, self.chance)
+        return lambda: self.reflection.lessons.edit(lesson, do=words)
+
+    def lessons_list(self) -> Timed:
+        """The lessons of a namespace, with their statistics."""
+        return lambda: self.reflection.lessons.list("active", namespace=self.namespace)
+
     def interrupted(self) -> Timed:
         """Does a resumed run go on with an episode?"""
         thread = self.chance.choice(self.old).thread
@@ -288,4 +308,15 @@ VIEWS: Sequence[Operation] = (
     Operation(title="5 newest reflections", prepare=Subject.reflections_list),
     Operation(title="statistics of 10 lessons", prepare=Subject.statistics, flat=False),
 )
+LESSONS: Sequence[Operation] = (
+    Operation(title="state of a namespace", prepare=Subject.state),
+    Operation(title="retrieve", prepare=Subject.retrieve, flat=False),
+    Operation(title="retrieve after a change", prepare=Subject.retrieval_after_a_change, flat=False),
+    Operation(title="first retrieval", prepare=Subject.first_retrieval, flat=False),
+    Operation(title="change a lesson", prepare=Subject.change, flat=False),
+    Operation(title=f"claim {K}", prepare=Subject.take),
+    Operation(title="reflect, without the model", prepare=Subject.reflect, flat=False),
+    Operation(title="list the lessons", prepare=Subject.lessons_list, flat=False),
+)
+"""What depends on how many lessons the namespace has."""
 EVERY: Sequence[Operation] = (*RUNS, *REFLECTIONS, *VIEWS)

@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +28,14 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from benchmarks.ledgers import Size, bytes_of
-from benchmarks.operations import EVERY, Operation, Subject
+from benchmarks.operations import EVERY, LESSONS, Operation, Subject
 from benchmarks.overhead import interval
 
 ALLOWED = 1.3
 """Most times what an operation takes in the smallest ledger."""
 WARM_UP = 5
+LESSONS_EACH = 100
+"""Of the only namespace, where the number of episodes differs; a tenth of it of each of many."""
 
 
 class Place:
@@ -99,50 +101,69 @@ def measured(subjects: Sequence[Subject], operations: Sequence[Operation], turns
     return taken
 
 
-def compared(place: Place, sizes: Sequence[Size], operations: Sequence[Operation], turns: int, by: str) -> list[str]:
+def compared(place: Place, sizes: Sequence[Size], by: str, given: argparse.Namespace) -> list[str]:
     """Measure and print; gives the titles of the operations that take too long in the largest ledger."""
+    operations = [x for x in (EVERY if by == "episodes" else LESSONS) if given.only in x.title]
     with ExitStack() as stack:
-        subjects = [Subject(size, place.url(size), place.folder / size.name, stack) for size in sizes]
-        taken = measured(subjects, operations, turns)
-    print("".join([f"{by:28s}", *(f"{getattr(size, by):>12,}" for size in sizes), "   largest : smallest"]))
+        subjects = [Subject(size, place.url(size), place.folder / size.name, stack, given.store) for size in sizes]
+        taken = measured(subjects, operations, given.turns)
+    heads = "".join(f"{getattr(size, by):>13,}" for size in sizes)
+    print(f"{by:28s}{heads}   largest : smallest")
     too_long = []
     for row, operation in enumerate(operations):
         times = interval(taken[:, row, -1] / taken[:, row, 0])
         over = operation.flat and times.median > ALLOWED
-        figures = "".join(f"{median:9.3f} ms" for median in np.median(taken[:, row], axis=0))
+        figures = "".join(f"{median:10.3f} ms" for median in np.median(taken[:, row], axis=0))
         mark = "OVER" if over else "" if operation.flat else "may grow"
         print(f"{operation.title:28s}{figures}   {times.median:.2f} x [{times.low:.2f}, {times.high:.2f}] {mark}")
         too_long += [operation.title] if over else []
-    rooms = "".join(f"{bytes_of(place.url(size)) / 1e6:9,.0f} MB" for size in sizes)
+    rooms = "".join(f"{bytes_of(place.url(size)) / 1e6:10,.0f} MB" for size in sizes)
     print(f"{'on disk':28s}{rooms}\n", flush=True)
     return too_long
 
 
-def main() -> int:
-    """Run the benchmark; exit code 1 if an operation takes too long in a large ledger."""
+def plans(given: argparse.Namespace) -> Iterator[tuple[str, str, list[Size]]]:
+    """What is compared with what: a title, what differs, and the sizes from the smallest to the largest."""
+    for namespaces in given.namespaces:
+        lessons = LESSONS_EACH if namespaces == 1 else LESSONS_EACH * namespaces // 10
+        if given.by in ("", "episodes"):
+            sizes = [Size(episodes=n, lessons=lessons, namespaces=namespaces) for n in sorted(given.episodes)]
+            yield f"{namespaces:,} namespaces, {lessons:,} lessons", "episodes", sizes
+        if given.by in ("", "lessons"):
+            fewest = min(given.episodes)
+            sizes = [Size(episodes=fewest, lessons=n, namespaces=namespaces) for n in sorted(given.lessons)]
+            yield f"{namespaces:,} namespaces, {fewest:,} episodes, store {given.store!r}", "lessons", sizes
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", default=str(Path(tempfile.gettempdir()) / "reflect-scale"), help="for the ledgers")
     parser.add_argument("--postgres", default="", help="URL of a server whose user may make databases: measure there")
+    parser.add_argument("--by", choices=["episodes", "lessons"], default="", help="only what depends on their number")
     parser.add_argument("--episodes", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], help="in the ledgers")
-    parser.add_argument("--namespaces", type=int, nargs="+", default=[1, 1_000], help="each in a table of its own")
-    parser.add_argument("--lessons", type=int, default=100, help="of a namespace, or one for each if that is more")
+    parser.add_argument("--lessons", type=int, nargs="+", default=[100, 10_000, 100_000], help="in all namespaces")
+    parser.add_argument("--namespaces", type=int, nargs="+", default=[1, 1_000], help="each in tables of its own")
+    parser.add_argument("--store", default="exact", help="exact or chroma")
     parser.add_argument("--turns", type=int, default=200, help="turns over all operations")
     parser.add_argument("--only", default="", help="only the operations whose title contains this")
     parser.add_argument("--keep", action="store_true", help="leave the ledgers for the next time")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the benchmark; exit code 1 if an operation takes too long in a large ledger."""
+    given = arguments()
     place = Place(Path(given.dir).absolute(), given.postgres)
     print(
         f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}, {place.describe()}", end=", "
     )
     print(f"SQLAlchemy {version('sqlalchemy')}; medians of {given.turns} turns [95 % interval]\n", flush=True)
-    operations = [operation for operation in EVERY if given.only in operation.title]
     too_long: list[str] = []
-    for namespaces in given.namespaces:
-        lessons = max(given.lessons, 10 * namespaces if namespaces > 1 else 0)
-        sizes = [Size(episodes=n, lessons=lessons, namespaces=namespaces) for n in sorted(given.episodes)]
-        print(f"{namespaces:,} namespaces, {lessons:,} lessons")
-        too_long += compared(place, sizes, operations, given.turns, "episodes")
-        for size in sizes if not given.keep else ():
+    for title, by, sizes in plans(given):
+        print(title)
+        too_long += compared(place, sizes, by, given)
+        for size in () if given.keep else sizes:
             place.forget(size)
     if too_long:
         print(f"Over {ALLOWED} x: {', '.join(too_long)}")

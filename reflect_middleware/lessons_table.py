@@ -120,6 +120,36 @@ class LessonTable:
         found = [Lesson.model_validate_json(row.body) for row in rows]
         return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
 
+    def standing(self, namespace: Namespace) -> dict[str, int]:
+        """How many lessons of a namespace stand, by status."""
+        query = sa.select(table.c.status, sa.func.count()).where(
+            table.c.namespace == to_key(namespace), table.c.status.in_(STANDING)
+        )
+        with self.db.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query.group_by(table.c.status))}
+
+    def to_review(self, namespace: Namespace) -> tuple[Lesson, ...]:
+        """The standing lessons that rewards have come for since they were learned."""
+        marked = table.c.body.contains('"needs_review":true')  # as JSON is written; in a text the quotes are escaped
+        query = sa.select(table.c.body).where(
+            table.c.namespace == to_key(namespace), table.c.status.in_(STANDING), marked
+        )
+        with self.db.read() as connection:
+            return tuple(Lesson.model_validate_json(row.body) for row in connection.execute(query))
+
+    def least_changed(self, namespace: Namespace, most: int) -> list[str]:
+        """Ids of the active lessons that nobody has changed for the longest time."""
+        query = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "active")
+        with self.db.read() as connection:
+            return list(connection.execute(query.order_by(table.c.revision).limit(most)).scalars())
+
+    def vectors(self, ids: Sequence[str], embedder: str) -> dict[str, bytes]:
+        """The vectors of these lessons, of those that this embedder has seen."""
+        query = sa.select(table.c.id, table.c.vector).where(table.c.embedder == embedder, table.c.vector.is_not(None))
+        with self.db.read() as connection:
+            rows = [row for some in portions(ids) for row in connection.execute(query.where(table.c.id.in_(some)))]
+        return {row.id: row.vector for row in rows}
+
     def history(self, lesson_id: str) -> tuple[Lesson, ...]:
         """All versions of a lesson, the first one first."""
         query = sa.select(lesson_versions.c.body).where(lesson_versions.c.lesson_id == lesson_id)
