@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,8 @@ class Database:
     def __init__(self, url: str, *, fsync: bool = False) -> None:
         self.url = url
         self.fsync = fsync
+        self.clock = time.time
+        """This process's clock (epoch seconds)."""
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
@@ -88,6 +91,35 @@ class Database:
     def mark(self) -> int | None:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
         return self._changes.mark()
+
+    def take_turn(self, connection: sa.Connection, what: str, *, shared: bool = False) -> None:
+        """Wait, inside a write transaction, until no other one that takes the same turn is under way.
+
+        Waiting takes milliseconds; to pass on instead could leave what has just been written to nobody. SQLite lets one
+        writer in at a time anyway.
+
+        Args:
+            connection: Of a write transaction. The turn ends with it.
+            what: The turn's name, within the ledger.
+            shared: Whether it goes together with others that share it.
+        """
+        if self.is_sqlite:
+            return
+        lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
+        name = sa.func.concat("reflect ", sa.func.current_schema(), " ", what)
+        connection.execute(sa.select(lock(sa.func.hashtextextended(name, 0))))
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The present time for statements (epoch seconds): PostgreSQL's own, whatever the clocks of its clients say."""
+        if self.is_sqlite:
+            return sa.literal(self.clock(), sa.Float)
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+    def at(self, moment: float) -> sa.ColumnElement[float]:
+        """A time of this process's clock (epoch seconds) as the ledger's clock tells it."""
+        if self.is_sqlite:
+            return sa.literal(moment, sa.Float)
+        return self.now() + sa.literal(moment - self.clock(), sa.Float)
 
     def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
         """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.

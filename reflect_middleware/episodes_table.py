@@ -26,6 +26,8 @@ ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter
 """The columns that the writer fills; the others belong to the reflection."""
 STATISTICS = 500
 """Of how many of the latest episodes that showed a lesson the rewards are looked at."""
+NAMED = "episodes and the rewards that wait for them"
+"""Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
 WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
 
 
@@ -78,6 +80,7 @@ class EpisodeTable:
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
         with self.db.write() as connection:
+            self.db.take_turn(connection, NAMED, shared=True)
             self.db.insert(connection, self._put, row)
             self.db.insert(connection, self._name, *named)
             self.db.insert(connection, self._expose, *exposed)
@@ -96,6 +99,7 @@ class EpisodeTable:
     def reward_later(self, name: str, reward: Reward) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
+            self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
             found = self._resolve(connection, name)
             for episode_id in found:
                 add(connection, episode_id, reward)
@@ -248,7 +252,8 @@ class EpisodeTable:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
         given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
         has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
-        when = sa.case((has_reward, 0.0), else_=ready_at) if at_once else ready_at
+        counts_at = self.db.at(ready_at)
+        when = sa.case((has_reward, 0.0), else_=counts_at) if at_once else counts_at
         ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
         connection.execute(table.update().where(*ended).values(ready_at=when))
 
