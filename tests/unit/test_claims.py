@@ -196,8 +196,8 @@ def test_a_clock_put_forward_costs_a_claim_and_nothing_else(on_sqlite: Any) -> N
     assert claim(before) is None
 
 
-def test_a_reward_that_meets_its_run_on_the_way_finds_it(ledgers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = ledgers(), ledgers()
+def test_a_reward_that_meets_its_run_on_the_way_finds_it(on_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = on_postgres(), on_postgres()
     two.episodes.resolve("x")
     run, waiting = new_id(), []
     real = EpisodeTable._open
