@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from reflect_middleware.counters import LATE, RESTING
 from reflect_middleware.lanes import Lane
 from reflect_middleware.retrieve import Choice, choose
 from reflect_middleware.session import Plan
@@ -48,7 +49,10 @@ class Finder:
 
     def fetches(self, plan: Plan) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
         """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons."""
-        if (not plan.use_lessons and plan.resume is None) or time.monotonic() < self._rest_until:
+        if not plan.use_lessons and plan.resume is None:
+            return
+        if time.monotonic() < self._rest_until:
+            self.core.counters.add(RESTING)
             return
         if self.nothing_to_find(plan):
             return
@@ -101,6 +105,8 @@ class Finder:
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._rest_until = time.monotonic() + BREAKER_SECONDS
+        if isinstance(error, TimeoutError):
+            self.core.counters.add(LATE, f"not within retrieve_timeout={self.core.options.retrieve_timeout} s")
         self.core.failed("retrieve", error)
 
     def _warm_up(self, namespace: Namespace) -> None:

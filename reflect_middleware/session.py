@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +145,8 @@ class Session:
             if isinstance(error, GraphInterrupt) and error.args:
                 self.recorder.note_interrupts(error.args[0], "", self.run_id)
             return self.core.keeper.finish(self, status, error)
-        except Exception:
-            logger.exception("reflect: a run's end could not be recorded")
+        except Exception as failure:  # noqa: BLE001 - boundary to the user's run
+            self.core.failed("end", failure)
             return None
 
     def wait(self, done: Future[Any] | None) -> None:
