@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from reflect_middleware.errors import ConfigurationError, LedgerError, MissingExtraError, StoreError
 from reflect_middleware.lanes import Lane
+from reflect_middleware.telemetry import counted
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
@@ -74,6 +75,7 @@ class Counters:
             last: What happened. It is redacted before it is kept.
             count: How often.
         """
+        counted(name, count)
         with self._lock:
             before = self._pending.get(name)
             if self._closed or (before is None and len(self._pending) >= NAMES):

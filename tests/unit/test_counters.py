@@ -99,6 +99,7 @@ def test_a_failure_that_goes_on_is_told_again_with_its_number() -> None:
 
 def test_two_processes_add_to_the_same_counter(tmp_path: Path) -> None:
     one, two = (Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") for _ in range(2))
+    assert (one.health.counts(), two.health.counts()) == ({}, {})
 
     def count(table: HealthTable, last: str) -> None:
         for _ in range(50):
