@@ -14,7 +14,20 @@ from reflect_middleware.counters import Count
 from reflect_middleware.database import Database
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.namespaces import from_key
-from reflect_middleware.schema import counters, episodes, exposures, lessons, meta, reflections, rewards, spent, work
+from reflect_middleware.schema import (
+    counters,
+    dead,
+    episodes,
+    exposures,
+    lessons,
+    meta,
+    open_,
+    reflections,
+    rewards,
+    spent,
+    unread,
+    work,
+)
 from reflect_middleware.types import Namespace, ReflectionRecord
 
 SAMPLE = 1_000
@@ -22,9 +35,6 @@ SAMPLE = 1_000
 NEVER_SHOWN_AFTER = 5
 """A lesson that fitted so many tasks of the sample and was never shown does not get into the prompt."""
 LAST_CHARS = 2_000
-_EMPTY: sa.ColumnElement[str] = sa.literal_column("''", sa.Text)
-_UNREAD = (episodes.c.reflection_id == _EMPTY, episodes.c.dead_letter == _EMPTY, episodes.c.sampled)
-"""Said in the words of the index over these rows: only then is it used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +155,7 @@ class HealthTable:
 
     def episodes(self) -> EpisodeCounts:
         """How many episodes wait, are open, or could not be used."""
-        dead = episodes.c.dead_letter != _EMPTY
-        open_ = (episodes.c.status == sa.literal_column("'interrupted'", sa.Text), episodes.c.ready_at.is_(None))
-        ended = (*_UNREAD, episodes.c.ready_at.is_not(None))
+        ended = sa.and_(unread, episodes.c.ended_at.is_not(None))
         newest = sa.select(episodes.c.sampled).order_by(episodes.c.started_at.desc()).limit(SAMPLE).subquery()
         with self.db.read() as connection:
 
@@ -160,9 +168,9 @@ class HealthTable:
             out = sa.select(sa.func.count()).select_from(newest).where(~newest.c.sampled)
             return EpisodeCounts(
                 total=how_many(),
-                waiting=how_many(*ended),
-                oldest=connection.execute(sa.select(sa.func.min(episodes.c.ended_at)).where(*ended)).scalar(),
-                interrupted=how_many(*open_),
+                waiting=how_many(ended),
+                oldest=connection.execute(sa.select(sa.func.min(episodes.c.ended_at)).where(ended)).scalar(),
+                interrupted=how_many(open_),
                 dead=lettered,
                 dead_reason=str(connection.execute(reason).scalar() or "") if lettered else "",
                 sampled_out=int(connection.execute(out).scalar_one()),

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from reflect_middleware import signals, telemetry, testing
 
-from .conftest import adding, agent
+from .conftest import Maker, adding, agent
 
 ASKED = "Refund order 1182, please"
 
@@ -71,6 +71,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(metrics_internal, "_METER_PROVIDER", made.meters)
     monkeypatch.setattr(logs_internal, "_LOGGER_PROVIDER", made.loggers)
     monkeypatch.delenv(signals.CAPTURE, raising=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make() -> Any:
+    """On SQLite alone: what is told does not depend on the database."""
+    made = Maker(None)
     yield made
     made.close()
 
