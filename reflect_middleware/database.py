@@ -252,14 +252,14 @@ class Database:
     def _make(self) -> sa.Engine:
         if not self.is_sqlite:
             try:
-                return sa.create_engine(self.url, pool_pre_ping=True)
+                return sa.create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
             except ImportError as error:
                 raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
         file = sa.make_url(self.url).database
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         options = {"timeout": 30.0, "check_same_thread": False}
-        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named")
+        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named", hide_parameters=True)
         sa.event.listen(engine, "connect", self._on_connect)
         return engine
 
