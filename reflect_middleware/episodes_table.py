@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter
 """The columns that the writer fills; the others belong to the reflection."""
 STATISTICS = 500
 """Of how many of the latest episodes that showed a lesson the rewards are looked at."""
+NAMED = "episodes and the rewards that wait for them"
+"""Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
+NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
+"""The id of an answer whose provider gives none."""
 WAITING = sa.select(sa.literal(1)).where(early).limit(1)
+REWARDED = sa.union_all(
+    sa.select(rewards.c.seq).where(early),
+    sa.select(rewards.c.seq).where(rewards.c.target == sa.bindparam("id")),
+)
+"""Rewards that came before the episode: those that wait for any, and its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +84,16 @@ class EpisodeTable:
             "size": len(body),
             "body": body,
         }
-        names, at = {*record.aliases, *episode.run_ids, episode.id}, time.time()
+        names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
+        if not record.rewards and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
+            return
         with self.db.write() as connection:
-            self.db.insert(connection, self._put, row)
-            self.db.insert(connection, self._name, *named)
-            self.db.insert(connection, self._expose, *exposed)
+            self.db.take_turn(connection, NAMED, shared=True)
+            for statement, rows in inserts:
+                self.db.insert(connection, statement, *rows)
             for reward in record.rewards:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
@@ -96,11 +109,12 @@ class EpisodeTable:
     def reward_later(self, name: str, reward: Reward) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
+            self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
             found = self._resolve(connection, name)
             for episode_id in found:
                 add(connection, episode_id, reward)
             if not found:
-                add_later(connection, name, reward)
+                add_later(connection, _known_as(name), reward)
         return found
 
     def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
@@ -247,11 +261,13 @@ class EpisodeTable:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
         given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
         has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
-        when = sa.case((has_reward, 0.0), else_=ready_at) if at_once else ready_at
+        counts_at = self.db.at(ready_at)
+        when = sa.case((has_reward, 0.0), else_=counts_at) if at_once else counts_at
         ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
         connection.execute(table.update().where(*ended).values(ready_at=when))
 
     def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
+        alias = _known_as(alias)
         query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
         found = [row.episode_id for row in connection.execute(query)]
         if found and not alias.startswith("out:"):
@@ -282,6 +298,12 @@ def _latest() -> sa.Select[str, str, str]:
 
 _LATEST = _latest()
 _EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+
+
+def _known_as(name: str) -> str:
+    """The name that is kept: of an answer that LangChain has named after its model call, the call's run id."""
+    found = NAMED_AFTER_ITS_CALL.fullmatch(name)
+    return found[1] if found else name
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

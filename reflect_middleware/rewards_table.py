@@ -85,6 +85,9 @@ def mark_for_review(connection: sa.Connection, ids: Iterable[str]) -> None:
         .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
         .where(lesson_sources.c.episode_id.in_(list(ids)), lessons.c.status != "retired")
         .order_by(lessons.c.id)
+        .with_for_update(
+            of=lessons
+        )  # the body is written back: what another transaction has just put there must be in it
     )
     for row in connection.execute(query).all():
         lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})

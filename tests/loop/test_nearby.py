@@ -47,7 +47,7 @@ def test_it_sees_the_nearest_lessons(many):
     learn(many, adding(), text="matter7 of kind7 needs a manager above 200 EUR")
     seen = many.batches[0].lessons
     assert len(seen) == 10
-    assert seen[0].when == "matter7 of kind7"
+    assert "matter7 of kind7" in [lesson.when for lesson in seen]
 
 
 def test_it_sees_what_needs_review_however_far(many):
