@@ -16,7 +16,7 @@ from benchmarks.ledgers import AGENT, K, Size, embeddings, filled, known_lessons
 from reflect_middleware import Reflection
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
-from reflect_middleware.schema import aliases, episodes
+from reflect_middleware.schema import aliases, episodes, reflections, running
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, Reward, new_id
 
 SAMPLE = 500
@@ -56,6 +56,8 @@ class Subject:
         self.ledger = self.core.parts.ledger
         self.known = known_lessons(self.ledger, size)
         self.old = self._sample()
+        with self.ledger.database.write() as connection:  # what a benchmark that was cut off has left
+            connection.execute(reflections.update().where(running).values(lease_until=0.0))
         self.turn = 0
         self.newest = ""
         self.claim: Claim | None = None

@@ -3,8 +3,8 @@
 Ledgers of several sizes are filled by bulk SQL, then the same operations are done on all of them in turns, in random
 order, in one process, through the code that does them in production. A figure is a median over the turns; a ratio is
 the median over the turns of largest to smallest, with a bootstrap 95 % interval. The embedder is a hashing one with as
-many dimensions as the default one, cached; no model is asked. On PostgreSQL commits do not wait for the disk, as on
-SQLite: what is left is the work, which the wait would hide.
+many dimensions as the default one, cached; no model is asked. The ledgers are read into memory first (`--cold`: not),
+and on PostgreSQL commits do not wait for the disk, as on SQLite: what is left is the work.
 """
 
 from __future__ import annotations
@@ -59,6 +59,23 @@ class Place:
             self._admin(f"ALTER DATABASE {size.name} SET synchronous_commit = off")
         return sa.make_url(self.postgres).set(database=size.name).render_as_string(hide_password=False)
 
+    def warm(self, size: Size) -> None:
+        """Bring a ledger into memory: what is measured is the work, not the disk."""
+        if not self.postgres:
+            with (self.folder / f"{size.name}.db").open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+            return
+        files = "SELECT sum(pg_prewarm(oid)) FROM pg_class WHERE relkind IN ('r', 'i', 't') AND relnamespace <> 11"
+        engine = sa.create_engine(self.url(size), isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS pg_prewarm"))
+                connection.execute(sa.text(files))
+        except sa.exc.DBAPIError as error:
+            print(f"{size.name} is not read into memory first: {error.orig}".splitlines()[0])
+        engine.dispose()
+
     def forget(self, size: Size) -> None:
         """Remove a ledger."""
         shutil.rmtree(self.folder / size.name, ignore_errors=True)
@@ -106,6 +123,8 @@ def compared(place: Place, sizes: Sequence[Size], by: str, given: argparse.Names
     operations = [x for x in (EVERY if by == "episodes" else LESSONS) if given.only in x.title]
     with ExitStack() as stack:
         subjects = [Subject(size, place.url(size), place.folder / size.name, stack, given.store) for size in sizes]
+        for size in sizes if not given.cold else ():
+            place.warm(size)
         taken = measured(subjects, operations, given.turns)
     heads = "".join(f"{getattr(size, by):>13,}" for size in sizes)
     print(f"{by:28s}{heads}   largest : smallest")
@@ -147,6 +166,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--store", default="exact", help="exact or chroma")
     parser.add_argument("--turns", type=int, default=200, help="turns over all operations")
     parser.add_argument("--only", default="", help="only the operations whose title contains this")
+    parser.add_argument("--cold", action="store_true", help="do not read the ledgers into memory first")
     parser.add_argument("--keep", action="store_true", help="leave the ledgers for the next time")
     return parser.parse_args()
 
