@@ -150,7 +150,8 @@ class Subject:
 
     def abandon(self) -> Timed:
         """Interrupted runs that nobody resumed are over."""
-        return lambda: self.ledger.episodes.abandon(0.0)
+        before = time.time() - 86_400.0
+        return lambda: self.ledger.episodes.abandon(before)
 
     def ready(self) -> Timed:
         """Is a reflection due?"""
