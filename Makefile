@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 
 OLDEST := $(VENV)-oldest
 
-.PHONY: help setup test demo bench upstream lint types format ci clean
+.PHONY: help setup test demo bench scale upstream lint types format ci clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejectio
 
 bench: $(VENV)/.test  ## measure what wrapping costs per run
 	@$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+scale: $(VENV)/.test  ## measure what the size of a ledger costs (long; ARGS="--episodes 1000 30000" is short)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (long)
 	@status=0; for venv in $(VENV) $(OLDEST); do $$venv/bin/python tests/upstream/run.py $(ARGS) || status=1; done; exit $$status

@@ -48,6 +48,7 @@ def curate(
     approval: Approval,
     reflection_id: str,
     clock: Callable[[], datetime],
+    more: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decide about each edit, in order. Equal arguments give an equal plan, ids of new lessons included.
 
@@ -60,8 +61,11 @@ def curate(
         approval: `"human"`: additions, edits and merges wait as candidates, and nothing is retired.
         reflection_id: Becomes `created_by`.
         clock: The time of all changes.
+        more: How many more lessons stand in the namespace, by status: too far from the matter to be compared.
     """
-    desk = Desk(batch.namespace, existing, vectors, threshold=limits.duplicate, by=reflection_id, at=clock())
+    desk = Desk(
+        batch.namespace, existing, vectors, threshold=limits.duplicate, by=reflection_id, at=clock(), more=more or {}
+    )
     judge = _Judge(batch=batch, desk=desk, limits=limits, by_hand=approval == "human")
     outcomes = [judge.outcome(number, edit) for number, edit in enumerate(edits)]
     outcomes = _keep_cap(desk, limits.lessons, outcomes)

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ LOG_LENGTH = 64
 """After so many appended transactions the write-ahead log is long: 1,000 pages, with runs of a dozen steps."""
 _inherited: list[Any] = []
 """What came with a fork: kept, so that no garbage collection closes it."""
+PORTION = 1_000
+"""Most values in one list of a statement: databases allow 32,766 (older SQLite) or 65,535 (PostgreSQL)."""
+
+
+def portions(values: Iterable[str]) -> Iterator[list[str]]:
+    """The values in lists that a statement can take."""
+    left = iter(values)
+    while some := list(islice(left, PORTION)):
+        yield some
 
 
 class Database:
@@ -37,6 +47,8 @@ class Database:
     def __init__(self, url: str, *, fsync: bool = False) -> None:
         self.url = url
         self.fsync = fsync
+        self.clock = time.time
+        """This process's clock (epoch seconds)."""
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
@@ -130,6 +142,35 @@ class Database:
     def mark(self) -> int | None:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
         return self._changes.mark()
+
+    def take_turn(self, connection: sa.Connection, what: str, *, shared: bool = False) -> None:
+        """Wait, inside a write transaction, until no other one that takes the same turn is under way.
+
+        Waiting takes milliseconds; to pass on instead could leave what has just been written to nobody. SQLite lets one
+        writer in at a time anyway.
+
+        Args:
+            connection: Of a write transaction. The turn ends with it.
+            what: The turn's name, within the ledger.
+            shared: Whether it goes together with others that share it.
+        """
+        if self.is_sqlite:
+            return
+        lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
+        name = sa.func.concat("reflect ", sa.func.current_schema(), " ", what)
+        connection.execute(sa.select(lock(sa.func.hashtextextended(name, 0))))
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The present time for statements (epoch seconds): PostgreSQL's own, whatever the clocks of its clients say."""
+        if self.is_sqlite:
+            return sa.literal(self.clock(), sa.Float)
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+    def at(self, moment: float) -> sa.ColumnElement[float]:
+        """A time of this process's clock (epoch seconds) as the ledger's clock tells it."""
+        if self.is_sqlite:
+            return sa.literal(moment, sa.Float)
+        return self.now() + sa.literal(moment - self.clock(), sa.Float)
 
     def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
         """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.
@@ -231,14 +272,14 @@ class Database:
     def _make(self) -> sa.Engine:
         if not self.is_sqlite:
             try:
-                return sa.create_engine(self.url, pool_pre_ping=True)
+                return sa.create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
             except ImportError as error:
                 raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
         file = sa.make_url(self.url).database
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         options = {"timeout": 30.0, "check_same_thread": False}
-        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named")
+        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named", hide_parameters=True)
         sa.event.listen(engine, "connect", self._on_connect)
         return engine
 

@@ -64,6 +64,7 @@ class Desk:
         threshold: float,
         by: str,
         at: datetime,
+        more: Mapping[str, int],
     ) -> None:
         mine = [pair for pair in existing if pair[0].namespace == namespace and pair[0].status != "retired"]
         self.before: Mapping[str, Lesson] = {lesson.id: lesson for lesson, _ in mine}
@@ -73,12 +74,12 @@ class Desk:
         self.grown: list[str] = []
         """Ids that this plan made active, in order."""
         self.by, self.at = by, at
-        self._vectors, self._threshold = vectors, threshold
+        self._vectors, self._threshold, self._more = vectors, threshold, more
         self._vector_of = {lesson.id: vector for lesson, vector in mine}
 
     def count(self, status: str) -> int:
         """How many lessons have this status now."""
-        return sum(lesson.status == status for lesson in self.after.values())
+        return self._more.get(status, 0) + sum(lesson.status == status for lesson in self.after.values())
 
     def twin(self, text: str, *, apart_from: Sequence[Lesson] = ()) -> Lesson | None:
         """The standing lesson that says the same; an active one first."""

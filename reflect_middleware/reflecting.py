@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from reflect_middleware import nearby, telemetry
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
 from reflect_middleware.errors import ConfigurationError, ReflectError, ReflectorError
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
-from reflect_middleware.types import Edit, Episode, Lesson, Namespace, ReflectionRecord, ReflectionReport, now
+from reflect_middleware.types import Edit, ReflectionRecord, ReflectionReport, now
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from reflect_middleware.store import Vector
 
 logger = logging.getLogger(__name__)
-RELATED = 30
-"""Most existing lessons shown to the reflector."""
 
 
 class Reflecting:
@@ -43,15 +42,17 @@ class Reflecting:
         """Reflect on a claimed batch. A failure gives the batch back and is in the report's `error`."""
         clock = time.monotonic()
         record = ReflectionRecord(id=claim.id, namespace=claim.namespace, status="running", episodes=claim.episodes)
-        answer = Answer()
-        try:
-            with self._holding(claim):
-                batch = self._batch(claim)
-                answer = self._ask(batch)
-                report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
-        except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
-            answer = error.answer if isinstance(error, UnusableAnswerError) else answer
-            report = self._failed(claim, _filled(record, answer, clock), error)
+        answer, failure = Answer(), None
+        with telemetry.reflecting(claim.namespace, claim.id, claim.episodes) as workflow:
+            try:
+                with self._holding(claim):
+                    batch = self._batch(claim)
+                    answer = self._ask(batch)
+                    report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
+            except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
+                answer, failure = error.answer if isinstance(error, UnusableAnswerError) else answer, error
+                report = self._failed(claim, _filled(record, answer, clock), error)
+            workflow.end(report, answer, failure)
         self._tell(report)
         return report
 
@@ -59,7 +60,7 @@ class Reflecting:
         table = self.core.parts.ledger.episodes
         episodes = table.many(claim.episodes)
         recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
-        related = self._related(claim.namespace, episodes)
+        related = nearby.related(self.core.parts, claim.namespace, episodes)
         return Batch(
             namespace=claim.namespace,
             episodes=episodes,
@@ -67,21 +68,6 @@ class Reflecting:
             earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
             rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
         )
-
-    def _related(self, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
-        """The standing lessons that these episodes may touch: all if they are few, else the nearest."""
-        table = self.core.parts.ledger.lessons
-        standing = [x for x in table.find(namespace) if x.status != "retired"]
-        if len(standing) <= RELATED:
-            return tuple(standing)
-        revision, _ = table.state(namespace)
-        best: dict[str, float] = {e.lesson_id: 2.0 for episode in episodes for e in episode.exposures if e.shown}
-        for episode in episodes:
-            vector = self.core.parts.embedder.embed_query(episode.task)
-            for lesson_id, score in self.core.parts.index.search(namespace, revision, vector, RELATED):
-                best[lesson_id] = max(best.get(lesson_id, -1.0), score)
-        ranked = sorted(standing, key=lambda x: (not x.needs_review, -best.get(x.id, -1.0)))
-        return tuple(ranked[:RELATED])
 
     def _ask(self, batch: Batch) -> Answer:
         reflector = self.options.reflector or self._default_reflector()
@@ -121,9 +107,11 @@ class Reflecting:
         plan = self._curated(claim, batch, answer, vectors, embedder)
         record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
         reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
-        written = self.core.parts.ledger.reflections.commit(
-            claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
-        )
+        with telemetry.changing() as changed:
+            written = self.core.parts.ledger.reflections.commit(
+                claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
+            )
+            changed.extend(written or ())
         if written is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
         self.core.parts.index.sync_later(claim.namespace)
@@ -144,18 +132,12 @@ class Reflecting:
     def _curated(
         self, claim: Claim, batch: Batch, answer: Answer, vectors: Mapping[str, Vector], embedder: str
     ) -> Plan:
-        import numpy as np
-
-        table = self.core.parts.ledger.lessons
-        known = {row.id: row.vector for row in table.indexed(claim.namespace, 0, embedder)}
-        existing = [
-            (lesson, np.frombuffer(raw, dtype=np.float32) if (raw := known.get(lesson.id)) else None)
-            for lesson in table.find(claim.namespace)
-        ]
+        existing, more = nearby.existing(self.core.parts, batch, vectors, embedder)
         return curate(
             answer.edits,
             batch,
             existing=existing,
+            more=more,
             vectors=vectors,
             limits=Limits(lessons=self.options.max_lessons),
             approval="human" if self.options.approval == "human" else "auto",

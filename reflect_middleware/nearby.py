@@ -1,0 +1,86 @@
+"""What a reflection sees of the lessons: all that stand in the namespace if they are few, else those near."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from reflect_middleware.types import Episode, Lesson, Namespace
+
+if TYPE_CHECKING:
+    from reflect_middleware.batch import Batch
+    from reflect_middleware.parts import Parts
+    from reflect_middleware.store import Vector
+
+RELATED = 30
+"""Most existing lessons shown to the reflector."""
+FEW = 400
+"""So many standing lessons are all looked at: as many as the default cap allows, active ones and candidates."""
+TWINS = 10
+"""Of more, so many that are nearest to each new text are compared with it."""
+OLDEST = 200
+"""Of more, so many that were changed least recently may retire to make room."""
+
+Pair = tuple[Lesson, "Vector | None"]
+
+
+def related(parts: Parts, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
+    """The standing lessons that these episodes may touch: all if they are few, else the nearest."""
+    table = parts.ledger.lessons
+    few = sum(table.standing(namespace).values()) <= FEW
+    standing = table.find(namespace, standing=True) if few else ()
+    if few and len(standing) <= RELATED:
+        return standing
+    revision, _ = table.state(namespace)
+    best: dict[str, float] = {e.lesson_id: 2.0 for episode in episodes for e in episode.exposures if e.shown}
+    for episode in episodes:
+        vector = parts.embedder.embed_query(episode.task)
+        for lesson_id, score in parts.index.search(namespace, revision, vector, RELATED):
+            best[lesson_id] = max(best.get(lesson_id, -1.0), score)
+    if not few:
+        standing = (*table.to_review(namespace), *_standing(table.many(list(best)), namespace))
+        standing = tuple({lesson.id: lesson for lesson in standing}.values())
+    ranked = sorted(standing, key=lambda x: (not x.needs_review, -best.get(x.id, -1.0)))
+    return tuple(ranked[:RELATED])
+
+
+def existing(
+    parts: Parts, batch: Batch, vectors: Mapping[str, Vector], embedder: str
+) -> tuple[list[Pair], dict[str, int]]:
+    """What new lessons are compared with.
+
+    Args:
+        parts: Ledger and index.
+        batch: What the reflector was shown.
+        vectors: Of the new texts. Without them, where the embedder fails, all lessons are looked at.
+        embedder: Made the vectors.
+
+    Returns:
+        Lessons with their vectors, and how many more stand, by status.
+    """
+    table = parts.ledger.lessons
+    numbers = table.standing(batch.namespace)
+    if sum(numbers.values()) <= FEW or not vectors:
+        lessons = table.find(batch.namespace, standing=True)
+    else:
+        revision, _ = table.state(batch.namespace)
+        ids = [lesson.id for lesson in batch.lessons]
+        for vector in vectors.values():
+            ids += [lesson_id for lesson_id, _ in parts.index.search(batch.namespace, revision, vector, TWINS)]
+        ids += table.least_changed(batch.namespace, OLDEST)
+        near = _standing(table.many(list(dict.fromkeys(ids))), batch.namespace)
+        candidates = table.find(batch.namespace, "candidate")
+        lessons = tuple({lesson.id: lesson for lesson in (*near, *candidates)}.values())
+    known = table.vectors([lesson.id for lesson in lessons], embedder)
+    more = {status: max(0, n - sum(x.status == status for x in lessons)) for status, n in numbers.items()}
+    return [(lesson, _vector(known.get(lesson.id))) for lesson in lessons], more
+
+
+def _standing(lessons: Sequence[Lesson], namespace: Namespace) -> list[Lesson]:
+    return [lesson for lesson in lessons if lesson.namespace == namespace and lesson.status != "retired"]
+
+
+def _vector(raw: bytes | None) -> Vector | None:
+    import numpy as np
+
+    return None if raw is None else np.frombuffer(raw, dtype=np.float32)
