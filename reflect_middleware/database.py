@@ -22,6 +22,7 @@ from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
 from reflect_middleware.opening import file_of, migrated, opened
 from reflect_middleware.places import identity
+from reflect_middleware.schema import meta
 
 logger = logging.getLogger(__name__)
 TICKET = "reflect_ticket"
