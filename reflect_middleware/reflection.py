@@ -311,7 +311,7 @@ class Reflection:
         self._open().parts.ledger.lessons.pause(value=False)
 
     def doctor(self) -> tuple[Finding, ...]:
-        """Check what works: ledger, embedder, store, model, and what has failed so far."""
+        """Check everything that needs no chat model: what works, what waits, what failed, and what to do about it."""
         from reflect_middleware.doctor import examine
 
         return examine(self._open())
