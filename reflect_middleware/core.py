@@ -20,6 +20,7 @@ from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
 from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
+from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
 from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
@@ -43,7 +44,7 @@ class Core:
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer)
+        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.outage.lane, self.keeper.writer)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -107,6 +108,7 @@ class Core:
             return
         self.closed = True
         self.drain(self.options.exit_timeout)
+        self.keeper.outage.close()
         self.parts.close()
         for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
             lane.stop()
@@ -116,9 +118,10 @@ class Core:
         for part in (self.parts, self.finder, self.keeper):
             part.renew()
 
-    def _lanes(self) -> list[Lane]:
+    def _lanes(self) -> list[Lane | Outage]:
         """In the order in which work moves on; the writer again at the end, for what failed on the way."""
-        keeper, lanes = self.keeper, [self.keeper.writer, self.keeper.judge, self.keeper.writer]
+        keeper = self.keeper
+        lanes: list[Lane | Outage] = [keeper.writer, keeper.judge, keeper.writer, keeper.outage]
         if self.parts.opened("learner"):
             lanes.append(self.parts.learner.lane)
         if self.parts.opened("index"):
@@ -171,8 +174,13 @@ class Core:
         return task_text(graph_input)
 
     def _count(self, where: str, text: str) -> None:
+        clean, outage = self._redacted(text), self.keeper.outage
+
+        def count() -> None:
+            self.parts.ledger.lessons.count(where, clean)
+
         try:
-            self.parts.ledger.lessons.count(where, self._redacted(text))
+            outage.run(count, lambda: outage.later(count))
         except ReflectError:
             logger.debug("reflect: cannot count a failure of %s", where, exc_info=True)
 

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
-from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.errors import LedgerError, LedgerUnavailableError, MissingExtraError
 from reflect_middleware.forks import gate
 from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
+from reflect_middleware.watchdog import fence
 
 TICKET = "reflect_ticket"
 
@@ -64,6 +65,8 @@ class Database:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
                     yield connection
+                    if (check := fence.get()) is not None:
+                        check()
                 finally:
                     ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
         finally:
@@ -174,7 +177,8 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
             what = getattr(error, "orig", None) or error
-            raise LedgerError(
+            kind = LedgerUnavailableError if isinstance(error, (sa.exc.OperationalError, OSError)) else LedgerError
+            raise kind(
                 f"The ledger at {self.url_shown} cannot be used: {what}. Check that it exists, is writable and is not"
                 " full; `reflect doctor` tells more."
             ) from error

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.retrieve import Choice, choose
 from reflect_middleware.session import Plan
@@ -48,7 +49,7 @@ class Finder:
 
     def fetches(self, plan: Plan) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
         """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons."""
-        if (not plan.use_lessons and plan.resume is None) or time.monotonic() < self._rest_until:
+        if (not plan.use_lessons and plan.resume is None) or self._resting():
             return
         if self.nothing_to_find(plan):
             return
@@ -62,7 +63,7 @@ class Finder:
         A run in sync code whose ledger is a local file saves two changes of threads.
         """
         parts, options = self.core.parts, self.core.options
-        if not plan.use_lessons or plan.resume is not None or time.monotonic() < self._rest_until:
+        if not plan.use_lessons or plan.resume is not None or self._resting():
             return None
         if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
             return None
@@ -101,7 +102,15 @@ class Finder:
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._rest_until = time.monotonic() + BREAKER_SECONDS
+        outage = self.core.keeper.outage
+        if isinstance(error, TimeoutError):
+            outage.doubt()
+        elif isinstance(error, LedgerError) and error.temporary:
+            outage.lost(error)
         self.core.failed("retrieve", error)
+
+    def _resting(self) -> bool:
+        return time.monotonic() < self._rest_until or self.core.keeper.outage.unreachable
 
     def _warm_up(self, namespace: Namespace) -> None:
         if self.core.parts.ledger.lessons.state(namespace)[0]:
