@@ -15,6 +15,7 @@ from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
+from reflect_middleware.telemetry import evaluated, remember
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
 from reflect_middleware.watchdog import OvertakenError
 
@@ -62,6 +63,7 @@ class Keeper:
         if not session.plan.learn:
             return None
         self._remember(session)
+        remember(session.episode_id, session.span_context)
         if status == "failed" and session.plan.execution:
             self._note_attempt(session)
         ended = now()
@@ -134,6 +136,8 @@ class Keeper:
     def _save(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> Episode:
         record = self._record(session, status, error, ended)
         self.core.parts.ledger.episodes.put(record)
+        for reward in record.rewards:
+            evaluated(record.episode.id, reward)
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
         return record.episode
@@ -238,7 +242,8 @@ class Keeper:
 
         try:
             for reward in call(fn, self._read(episode)):
-                self._judged(episode.id, self.cleaned(reward))
+                self._judged(episode.id, cleaned := self.cleaned(reward))
+                evaluated(episode.id, cleaned)
         except Exception as error:  # noqa: BLE001 - the user's callable
             self.core.failed("reward", error)
         ready_at = ended + self.core.options.reward_wait

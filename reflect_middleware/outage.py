@@ -12,7 +12,6 @@ import logging
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from reflect_middleware.errors import LedgerError, LedgerValueError, TargetError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.types import Episode, Namespace
-from reflect_middleware.watchdog import OvertakenError, Watchdog
+from reflect_middleware.watchdog import HANG_SECONDS, OvertakenError, Watchdog
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
@@ -36,8 +35,6 @@ PAUSES = (0.5, 30.0)
 """Seconds between two attempts to reach the ledger: doubled each time, from and to."""
 ATTEMPT_SECONDS = 10.0
 """How long one step of an attempt may take: opening the ledger, or writing one entry."""
-NOTES = 1_000
-"""Most small things (such as counts of failures) that are done once the ledger is back; kept in memory alone."""
 
 
 class Outage:
@@ -69,7 +66,6 @@ class Outage:
         self._round: Future[bool] = Future()
         self._state: Literal["up", "draining", "down"] = "up"
         self._recovering = self._stopped = self._looked = False
-        self._notes: deque[Callable[[], Any]] = deque(maxlen=NOTES)
         self._refused: set[int] = set()
         self._touched: set[Namespace] = set()
         self._pause, self._up_since = PAUSES[0], time.monotonic()
@@ -161,10 +157,6 @@ class Outage:
             self._start()
             self._wake.set()
 
-    def later(self, note: Callable[[], Any]) -> None:
-        """Do something small once the ledger is back."""
-        self._notes.append(note)
-
     def missed(self, namespace: Namespace, error: LedgerError | None = None) -> None:
         """It could not be seen whether a reflection of this namespace is due: look once the ledger is back."""
         self._touched.add(namespace)
@@ -229,26 +221,32 @@ class Outage:
             attempt.set_result(False)
             self._recover()
 
+        database = self.core.parts.ledger.database
         try:
             with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
-                database = self.core.parts.ledger.database
                 getattr(database, "probe", lambda: None)()
-            self.unreachable = False
-            with self._lock:
-                self._state = "draining"
+                database.drop_idle()
             self._drain(instead)
+            self._answers()
         except OvertakenError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
             self.lost(error)
             return False
+        if not self.core.options.ledger_url.startswith("sqlite"):
+            database.cut(time.monotonic() - HANG_SECONDS)  # threads that wait for what was swallowed
         return True
+
+    def _answers(self) -> None:
+        """The ledger does what it should: new runs may ask it."""
+        with self._lock:
+            self.unreachable, self._state = False, "draining"
 
     def _ended(self) -> bool:
         """The spool is drained: back to normal, unless something has come in between."""
         with self._lock:
             self._state, self._recovering, self._up_since = "up", False, time.monotonic()
-            if any(entry.seq not in self._refused for entry in self.spool.entries()):
+            if self._wake.is_set() or any(entry.seq not in self._refused for entry in self.spool.entries()):
                 self._state, self._recovering = "draining", True
                 return False
         self._catch_up()
@@ -268,6 +266,7 @@ class Outage:
             try:
                 with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
                     self._write(entry)
+                self._answers()
                 written += 1
             except Exception as error:
                 if isinstance(error, LedgerError) and not own_fault(error):
@@ -295,8 +294,7 @@ class Outage:
 
     def _catch_up(self) -> None:
         """What could not be done meanwhile."""
-        while self._notes:
-            self.writer.submit(self._notes.popleft())
+        self.core.counters.settle(0.0)
         touched, self._touched = self._touched, set()
         keeper, learner = self.core.keeper, self.core.parts.learner
         for namespace in touched if not self._stopped else ():

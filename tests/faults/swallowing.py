@@ -24,9 +24,13 @@ class Proxy:
     def url(self, database: str) -> str:
         return self.server.url(database).replace(str(self.server.folder), self._folder.name)
 
-    def swallow(self, on: bool) -> None:  # noqa: FBT001 - a switch
-        """From now on nothing passes; or what comes now does. What was swallowed never comes back."""
-        self._swallowing = on
+    def swallow(self) -> None:
+        """From now on nothing passes, on old connections and new ones."""
+        self._swallowing = True
+
+    def mend(self) -> None:
+        """From now on new connections work. On those on which something was swallowed nothing comes any more."""
+        self._swallowing = False
 
     def __enter__(self) -> Self:
         self._listener = socket.socket(socket.AF_UNIX)

@@ -126,7 +126,7 @@ async def test_a_server_that_hangs_costs_one_run_its_deadlines(make: Any, away: 
         graph = reflection.wrap(agent())
         reflection.lessons.add(when="refunding", do="ask")
         await run(graph, 1)
-        proxy.swallow(True)
+        proxy.swallow()
         began = time.monotonic()
         given = await run(graph, 2)
         assert time.monotonic() - began < 0.5 + 2.0 + 0.5  # retrieve_timeout and the wait for the commit
@@ -135,7 +135,7 @@ async def test_a_server_that_hangs_costs_one_run_its_deadlines(make: Any, away: 
             await run(graph, number)
         await reflection.areward(given, 0.5)
         assert time.monotonic() - began < 1.0
-        proxy.swallow(False)
+        proxy.mend()
         reflection._core.keeper.outage.check()
         assert reflection.flush(20)
         assert tasks(reflection) == sorted(Ask.format(number) for number in range(1, 13))
@@ -305,12 +305,12 @@ def test_a_reward_given_later_is_not_replaced_by_one_that_waited(make: Any, monk
     (episode,) = reflection.episodes.list()
     with broken(reflection, monkeypatch):
         reflection.reward(result, 0.25)
-    reflection._core.parts.ledger.episodes.reward(episode.id, testing_reward(1.0))  # another host's
+    reflection._core.parts.ledger.episodes.reward(episode.id, reward_of(1.0))  # another host's
     assert reflection.flush(20)
     assert reflection.episodes.get(episode.id).reward == 1.0
 
 
-def testing_reward(value: float) -> Any:
+def reward_of(value: float) -> Any:
     from reflect_middleware import Reward
 
     return Reward(value=value)
