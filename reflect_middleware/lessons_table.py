@@ -59,6 +59,15 @@ class LessonTable:
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
 
+    def lock(self, connection: sa.Connection, ids: Iterable[str], episode_ids: Iterable[str]) -> None:
+        """Let nobody else change these lessons, and those that rest on these episodes, until the transaction ends.
+
+        All at once and in the order of their ids, as a reward does it: two transactions never wait for each other.
+        """
+        resting = sa.select(lesson_sources.c.lesson_id).where(lesson_sources.c.episode_id.in_(list(episode_ids)))
+        query = sa.select(table.c.id).where(sa.or_(table.c.id.in_(list(ids)), table.c.id.in_(resting)))
+        connection.execute(query.order_by(table.c.id).with_for_update())
+
     def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
         """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
         done: list[Change] = []

@@ -153,6 +153,7 @@ reflections = sa.Table(
     _text("status"),
     _text("owner"),
     sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("lease", sa.Float, nullable=False, server_default="30"),  # seconds for which it was given
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("reflections_time", "started_at"),
