@@ -91,6 +91,11 @@ def _model(core: Core) -> Iterable[Finding]:
     yield Finding(check="model", message=said)
 
 
+def _spool(core: Core) -> Iterable[Finding]:
+    waits = core.keeper.outage.waiting()
+    yield advice.spool(waits.count, waits.oldest, waits.dropped)
+
+
 def _episodes(core: Core) -> Iterable[Finding]:
     from reflect_middleware.health_table import SAMPLE
 
@@ -114,12 +119,12 @@ def _reflections(core: Core) -> Iterable[Finding]:
         done=None if done is None else _since(done[0]),
         failed=None if failed is None else _since(failed[0]),
         reason="" if failed is None else failed[1].error,
-        running=[(row.namespace, row.owner, row.lease_until - time.time()) for row in table.running()],
+        running=[(row.namespace, row.owner, row.lease) for row in table.running()],
     )
 
 
 def _resting(core: Core) -> Iterable[Finding]:
-    yield advice.resting([(row.namespace, row.failures, row.until - time.time()) for row in _health(core).resting()])
+    yield advice.resting([(row.namespace, row.failures, row.seconds) for row in _health(core).resting()])
 
 
 def _lessons(core: Core) -> Iterable[Finding]:
@@ -141,7 +146,8 @@ def _rewards(core: Core) -> Iterable[Finding]:
 
 
 def _tokens(core: Core) -> Iterable[Finding]:
-    yield advice.tokens(_health(core).spent(datetime.now(UTC).date().isoformat()), None)
+    budget = getattr(core.options, "daily_tokens", None)
+    yield advice.tokens(_health(core).spent(datetime.now(UTC).date().isoformat()), budget)
 
 
 def _failures(core: Core) -> Iterable[Finding]:
@@ -153,7 +159,12 @@ def _since(at: float) -> float:
     return time.time() - at
 
 
-HERE: tuple[tuple[str, Check], ...] = (("embedder", _embedder), ("store", _store), ("model", _model))
+HERE: tuple[tuple[str, Check], ...] = (
+    ("embedder", _embedder),
+    ("store", _store),
+    ("model", _model),
+    ("spool", _spool),
+)
 """What this process uses."""
 IN_THE_LEDGER: tuple[tuple[str, Check], ...] = (
     ("episodes", _episodes),

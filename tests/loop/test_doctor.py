@@ -42,7 +42,7 @@ def write(reflection: Reflection, statement: Any) -> None:
 def test_a_fresh_reflection_has_no_problem(make: Any) -> None:
     found = examined(make())
     assert [check for check, finding in found.items() if finding.level != "ok"] == []
-    assert list(found)[:4] == ["ledger", "embedder", "store", "model"]
+    assert list(found)[:5] == ["ledger", "embedder", "store", "model", "spool"]
 
 
 def test_the_ledger_says_where_and_how(make: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_run_without_its_namespace_is_counted(make: Any) -> None:
     assert "no value for user_id" in found.message
 
 
-async def test_a_search_that_is_late_is_counted_as_such(make: Any, run: Any) -> None:
+async def test_a_search_that_is_late_is_counted_as_such(run: Any) -> None:
     release = threading.Event()
 
     class Slow(testing.HashingEmbeddings):
@@ -193,15 +193,16 @@ async def test_a_search_that_is_late_is_counted_as_such(make: Any, run: Any) -> 
         def embed_query(self, text: str) -> list[float]:
             if self.hangs:
                 release.wait(30)
+                raise ConnectionError("given up")
             return super().embed_query(text)
 
     embeddings = Slow()
-    reflection = make(embeddings=embeddings, retrieve_timeout=0.05)
-    reflection.lessons.add(when="refunding", do="ask")
-    embeddings.hangs = True
-    await run(reflection.wrap(agent()), "Refund order 1")
-    release.set()
-    found = examined(reflection)["failures: retrieve.timeout"]
+    with testing.reflection(embeddings=embeddings, retrieve_timeout=0.05) as reflection:
+        reflection.lessons.add(when="refunding", do="ask")
+        embeddings.hangs = True
+        await run(reflection.wrap(agent()), "Refund order 1")
+        release.set()
+        found = examined(reflection)["failures: retrieve.timeout"]
     assert (found.level, "retrieve_timeout=0.05" in found.message) == ("advice", True)
 
 
@@ -209,7 +210,7 @@ def test_a_ledger_that_cannot_be_read_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"this is no database" * 100)
     with testing.reflection(path=str(tmp_path)) as reflection:
         found = reflection.doctor()
-    assert [finding.check for finding in found] == ["ledger", "embedder", "store", "model"]
+    assert [finding.check for finding in found] == ["ledger", "embedder", "store", "model", "spool"]
     assert [finding.check for finding in found if not finding.ok] == ["ledger"]
 
 
