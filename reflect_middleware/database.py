@@ -203,15 +203,10 @@ class Database:
             self._release()
             engine.dispose()
 
-    def drop_idle(self) -> None:
-        """Close the connections to a server that nobody uses; new ones are opened as needed."""
-        if self._connections is not None:
-            self._connections.drop_idle()
-
-    def cut(self, before: float) -> None:
-        """End the connections to a server that have been in use since before a time (monotonic seconds)."""
-        if self._connections is not None and (number := self._connections.cut(before)):
-            logger.warning("reflect: %d connections on which nothing came were ended", number)
+    def renew_connections(self, seconds: float) -> None:
+        """After a server was away: open new connections, and end old ones that have been in use for so long."""
+        if self._connections is not None and (number := self._connections.renew(seconds)):
+            logger.info("reflect: %d connections to the ledger were ended, nothing came on them any more", number)
 
     def _text(self, statement: Any, row: Mapping[str, Any] | None = None) -> str:
         if (text := self._texts.get(statement)) is None:
