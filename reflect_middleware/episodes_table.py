@@ -17,7 +17,7 @@ from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
-from reflect_middleware.schema import aliases, exposures, lessons, nested, open_, rewards, unread
+from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
@@ -31,9 +31,9 @@ NAMED = "episodes and the rewards that wait for them"
 """Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
 NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
 """The id of an answer whose provider gives none."""
-WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
+WAITING = sa.select(sa.literal(1)).where(early).limit(1)
 REWARDED = sa.union_all(
-    sa.select(rewards.c.seq).where(rewards.c.waiting),
+    sa.select(rewards.c.seq).where(early),
     sa.select(rewards.c.seq).where(rewards.c.target == sa.bindparam("id")),
 )
 """Rewards that came before the episode: those that wait for any, and its own."""
@@ -179,7 +179,7 @@ class EpisodeTable:
             if value is not None:
                 where.append(column == value)
         if waiting:
-            where.append(unread)
+            where.append(sa.or_(unread, open_))
         with self.db.read() as connection:
             return tuple(self._newest(connection, *where, limit=limit))
 
@@ -241,18 +241,17 @@ class EpisodeTable:
         """
         counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
         times: dict[str, int] = {}
-        shown: dict[str, list[str]] = {}
+        judged: dict[tuple[str, str], list[Reward]] = {}
         with self.db.read() as connection:
             for some in portions(lesson_ids):
                 mine = counted.where(exposures.c.lesson_id.in_(some)).group_by(exposures.c.lesson_id)
                 times |= {row.lesson_id: row.times for row in connection.execute(mine)}
                 for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
-                    shown.setdefault(row.id, []).append(row.episode_id)
-            judged = current(connection, {episode_id for ids in shown.values() for episode_id in ids})
-        return {
-            lesson_id: (count, _mean([combined(judged.get(i, ())) for i in shown.get(lesson_id, ())]))
-            for lesson_id, count in times.items()
-        }
+                    judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
+        earned: dict[str, list[float | None]] = {}
+        for (lesson_id, _), given in judged.items():
+            earned.setdefault(lesson_id, []).append(combined(given))
+        return {lesson_id: (count, _mean(earned.get(lesson_id, ()))) for lesson_id, count in times.items()}
 
     def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
         # Ids first: where no index has the order, a database then sorts ids and not bodies.
@@ -299,8 +298,8 @@ class EpisodeTable:
         return found
 
 
-def _latest() -> sa.Select[str, str]:
-    """Lessons with the latest episodes that showed them: a short walk over an index for each lesson."""
+def _latest() -> sa.Select[str, str, str]:
+    """Lessons with the rewards of the latest episodes that showed them: a short walk over an index for each lesson."""
     inner = exposures.alias()
     oldest = (
         sa.select(inner.c.episode_id)
@@ -312,7 +311,9 @@ def _latest() -> sa.Select[str, str]:
     )
     late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
     pair = (exposures.c.lesson_id == lessons.c.id) & exposures.c.shown & late
-    return sa.select(lessons.c.id, exposures.c.episode_id).join_from(lessons, exposures, pair)
+    given = (rewards.c.target == exposures.c.episode_id) & rewards.c.current & ~rewards.c.waiting
+    query = sa.select(lessons.c.id, rewards.c.target, rewards.c.body)
+    return query.join_from(lessons, exposures, pair).join(rewards, given)
 
 
 _LATEST = _latest()

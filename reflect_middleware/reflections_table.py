@@ -68,7 +68,7 @@ class ReflectionTable:
 
     def waiting(self) -> tuple[Namespace, ...]:
         """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(unread, episodes.c.ready_at.is_not(None))
+        free = sa.select(episodes.c.namespace).where(unread)
         stuck = sa.select(table.c.namespace).where(*self._over())
         with self.db.read() as connection:
             rows = connection.execute(sa.union(free, stuck)).all()
@@ -222,7 +222,7 @@ class ReflectionTable:
         counts = episodes.c.ready_at <= at
         if self.db.is_sqlite:  # it ended in the future: the clock was put back since, and how long it waits is unknown
             ahead = episodes.c.ended_at > self.db.now() + SLACK
-            counts = sa.or_(counts, sa.and_(episodes.c.ready_at.is_not(None), ahead))
+            counts = sa.or_(counts, ahead)
         return episodes.c.namespace == to_key(namespace), unread, counts
 
 

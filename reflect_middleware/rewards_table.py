@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from reflect_middleware.database import portions
-from reflect_middleware.schema import episodes, lesson_sources, lessons
+from reflect_middleware.schema import early, episodes, lesson_sources, lessons
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
 
@@ -79,15 +79,16 @@ def add_later(connection: sa.Connection, name: str, reward: Reward, given_at: fl
     if given_at is not None and _overtaken(connection, name, reward, given_at):
         return
     insert(connection, name, reward, waiting=True)
-    newest = sa.select(table.c.seq).where(table.c.waiting).order_by(table.c.seq.desc())
+    newest = sa.select(table.c.seq).where(early).order_by(table.c.seq.desc())
     last_kept = newest.limit(1).offset(WAITING_REWARDS - 1).scalar_subquery()
     too_many = table.c.seq < sa.func.coalesce(last_kept, 0)
-    connection.execute(table.delete().where(table.c.waiting, sa.or_(~_fresh(), too_many)))
+    connection.execute(table.delete().where(early, sa.or_(~_fresh(), too_many)))
 
 
 def adopt(connection: sa.Connection, episode_id: str, names: Iterable[str]) -> None:
     """Give an episode the rewards that have waited for it under one of its names."""
-    query = sa.select(table).where(table.c.target.in_(list(names)), table.c.waiting, _fresh()).order_by(table.c.seq)
+    waiting = table.c.waiting != sa.false()  # not `early`: a few names, in an index, among thousands that may wait
+    query = sa.select(table).where(table.c.target.in_(list(names)), waiting, _fresh()).order_by(table.c.seq)
     for row in connection.execute(query).all():
         connection.execute(table.delete().where(table.c.seq == row.seq))
         add(connection, episode_id, Reward.model_validate_json(row.body))
