@@ -224,7 +224,7 @@ class Outage:
         database = self.core.parts.ledger.database
         try:
             with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
-                getattr(database, "probe", lambda: None)()
+                database.probe()
                 database.renew_connections(HANG_SECONDS)
             self._drain(instead)
             self._answers()
