@@ -16,6 +16,7 @@ from langgraph.types import Command
 
 from reflect_middleware.boundary import session_here
 from reflect_middleware.counters import REFUSED, Count, Counters, words
+from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
@@ -182,6 +183,8 @@ class Core:
         return task_text(graph_input)
 
     def _write_counts(self, counts: Mapping[str, Count]) -> None:
+        if not self.keeper.outage.up:
+            raise LedgerUnavailableError("The ledger is away; what was counted is kept until it is back.")
         self.parts.ledger.health.add({n: replace(x, last=x.last and self._redacted(x.last)) for n, x in counts.items()})
 
     def _redacted(self, text: str) -> str:

@@ -17,30 +17,33 @@ import sqlalchemy as sa
 
 
 class Connections:
-    """The connections of one engine that are open, and since when each is in use.
+    """The connections of one engine.
 
     Args:
         engine: Whose driver's connections tell their socket by `fileno()`; those of other drivers are left alone.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+        self._entries: weakref.WeakSet[Any] = weakref.WeakSet()
         self._since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        for name in ("connect", "checkout", "checkin"):
-            sa.event.listen(engine, name, self._note)
+        sa.event.listen(engine, "connect", self._note)
+        sa.event.listen(engine, "checkout", self._note)
+        sa.event.listen(engine, "checkin", self._note)
 
-    def drop_idle(self) -> None:
-        """Close those that nobody uses: asking each whether it still works could take for ever."""
-        self._engine.dispose()
+    def renew(self, seconds: float) -> int:
+        """After the server was away: use none of them again, and end those in use for so long; gives how many.
 
-    def cut(self, before: float) -> int:
-        """End those that have been in use since before a time (monotonic seconds); gives how many."""
-        self.drop_idle()
-        stuck = [each for each, since in list(self._since.items()) if since < before and not each.closed]
+        Idle ones are replaced when they are needed: asking each whether it still works could take for ever.
+        """
+        for entry in list(self._entries):
+            entry.invalidate(soft=True)
+        before = time.monotonic() - seconds
+        stuck = [each for each, since in list(self._since.items()) if since < before]
         return sum(map(_ended, stuck))
 
-    def _note(self, connection: Any, *_: Any) -> None:
-        if hasattr(connection, "fileno") and hasattr(connection, "closed"):
+    def _note(self, connection: Any, entry: Any, *fairy: Any) -> None:
+        self._entries.add(entry)
+        if connection is not None and hasattr(connection, "fileno"):
             self._since[connection] = time.monotonic()
 
 

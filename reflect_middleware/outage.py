@@ -224,8 +224,8 @@ class Outage:
         database = self.core.parts.ledger.database
         try:
             with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
-                getattr(database, "probe", lambda: None)()
-                database.drop_idle()
+                database.probe()
+                database.renew_connections(HANG_SECONDS)
             self._drain(instead)
             self._answers()
         except OvertakenError:
@@ -233,8 +233,6 @@ class Outage:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
             self.lost(error)
             return False
-        if not self.core.options.ledger_url.startswith("sqlite"):
-            database.cut(time.monotonic() - HANG_SECONDS)  # threads that wait for what was swallowed
         return True
 
     def _answers(self) -> None:

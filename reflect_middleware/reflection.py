@@ -404,25 +404,31 @@ class Reflection:
             return
         core = self._open()
         reward = core.keeper.cleaned(given)
-        spaces: list[Namespace] = core.keeper.do(
-            lambda: self._rewarded(target, thread_id, namespace, reward),
-            lambda: self._given(target, thread_id, namespace, reward),
-            [],
+        waits: list[str] = []
+
+        def aside() -> Given:
+            given = self._given(target, thread_id, namespace, reward)
+            waits.extend(given.names[:1])
+            return given
+
+        spaces: dict[str, Namespace] = core.keeper.do(
+            lambda: self._rewarded(target, thread_id, namespace, reward), aside, {}
         )
-        for space in spaces:
+        for episode_id in spaces or waits or ([] if target is None else [_run_id(target)]):
+            evaluated(episode_id, reward)
+        for space in spaces.values():
             core.parts.learner.rewarded(space)
 
     def _rewarded(
         self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward
-    ) -> list[Namespace]:
+    ) -> dict[str, Namespace]:
+        """Give the reward to the episodes that are meant; gives their namespaces by their ids."""
         table = self._core.parts.ledger.episodes
         found = self._found(target, thread_id, namespace)
         for episode_id in found:
             table.reward(episode_id, reward)
         known = found or table.reward_later(_run_id(target), reward)
-        for episode_id in known or [_run_id(target)]:
-            evaluated(episode_id, reward)
-        return [table.get(episode_id).namespace for episode_id in known]
+        return {episode_id: table.get(episode_id).namespace for episode_id in known}
 
     def _given(self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward) -> Given:
         """A reward that waits, since the ledger is away: which episodes are meant is found out later."""

@@ -104,7 +104,7 @@ async def test_a_server_that_is_away_costs_lessons_and_nothing_else(make: Any, a
     await reflection.areward(during[1]["messages"][-1], 0.5, source="user")
     reflection.feedback(during[1], key="tone", score=1)
     assert not reflection.flush()
-    assert waiting(reflection) == 2 * (run_and_mark := 2) + 2 + 3, run_and_mark  # each: record, mark, callable's reward
+    assert waiting(reflection) == 2 * len(("record", "callable's reward", "mark")) + 3
     away.start()
     assert reflected.wait(20)  # no further run is needed
     assert reflection.flush()
@@ -122,7 +122,8 @@ async def test_a_server_that_is_away_costs_lessons_and_nothing_else(make: Any, a
 
 async def test_a_server_that_hangs_costs_one_run_its_deadlines(make: Any, away: Server, run: Any) -> None:
     with Proxy(away) as proxy:
-        reflection = make(None, **on(away, away.fresh()) | {"ledger": proxy.url(away.fresh())})
+        ledger = f"{proxy.url(away.fresh())}&connect_timeout=2"
+        reflection = make(None, ledger=ledger, namespace=("default",))
         graph = reflection.wrap(agent())
         reflection.lessons.add(when="refunding", do="ask")
         await run(graph, 1)
@@ -198,7 +199,7 @@ def test_killed_during_the_outage_and_drained_by_two_at_once(make: Any, away: Se
 
 
 def test_killed_between_the_commit_and_the_deletion(make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    reflection = make(None)
+    reflection = make(None, exit_timeout=0.2)
     graph = reflection.wrap(approving())
     fill(reflection, graph, monkeypatch)
     count = waiting(reflection)
