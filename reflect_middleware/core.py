@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import time
@@ -116,10 +117,18 @@ class Core:
         self.closed = True
         self.drain(self.options.exit_timeout)
         self.keeper.outage.close()
-        self.parts.close()
+        self._close_parts()
         self.counters.close()
         for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
             lane.stop()
+
+    def _close_parts(self) -> None:
+        """Close what is open; a ledger that hangs is not waited for longer than `exit_timeout`."""
+        if self.keeper.outage.up:
+            self.parts.close()
+            return
+        with contextlib.suppress(TimeoutError):
+            Lane("close").submit(self.parts.close).result(self.options.exit_timeout)
 
     def renew(self) -> None:
         """Start afresh in a forked child."""

@@ -34,7 +34,7 @@ SPOOL = "spool.db"
 PAUSES = (0.5, 30.0)
 """Seconds between two attempts to reach the ledger: doubled each time, from and to."""
 ATTEMPT_SECONDS = 10.0
-"""How long one step of an attempt may take: opening the ledger, or writing one entry."""
+"""How long the first use of the ledger may take, which opens it, and one step of an attempt to reach it again."""
 
 
 class Outage:
@@ -65,7 +65,7 @@ class Outage:
         self._wake = threading.Event()
         self._round: Future[bool] = Future()
         self._state: Literal["up", "draining", "down"] = "up"
-        self._recovering = self._stopped = self._looked = False
+        self._recovering = self._stopped = self._looked = self._used = False
         self._refused: set[int] = set()
         self._touched: set[Namespace] = set()
         self._pause, self._up_since = PAUSES[0], time.monotonic()
@@ -112,8 +112,8 @@ class Outage:
             return aside()
 
         try:
-            with self.watchdog.over(self.writer, instead):
-                return direct()
+            with self.watchdog.over(self.writer, instead, HANG_SECONDS if self._used else ATTEMPT_SECONDS):
+                done = direct()
         except OvertakenError:
             raise
         except LedgerError as error:
@@ -121,6 +121,8 @@ class Outage:
                 raise
             self.lost(error)
             return aside()
+        self._used = True
+        return done
 
     def add(self, item: Item) -> bool:
         """Let something wait; True once it is in the file."""

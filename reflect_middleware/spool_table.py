@@ -8,7 +8,9 @@ import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from reflect_middleware.errors import LedgerPlaceError
 from reflect_middleware.forks import gate
+from reflect_middleware.places import refuse_network
 
 Row = tuple[int, str, str, float, str]
 """seq, kind, target, when it came (epoch seconds), body."""
@@ -145,6 +147,10 @@ class SpoolTable:
         if self._connection is not None:
             self._connection.close()  # its file was deleted
             self._connection = None
+        try:
+            refuse_network(self.file)
+        except LedgerPlaceError as error:
+            raise OSError(f"it lies on a network file system: {error}") from error
         self.file.parent.mkdir(parents=True, exist_ok=True)
         made = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:

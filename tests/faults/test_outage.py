@@ -122,8 +122,7 @@ async def test_a_server_that_is_away_costs_lessons_and_nothing_else(make: Any, a
 
 async def test_a_server_that_hangs_costs_one_run_its_deadlines(make: Any, away: Server, run: Any) -> None:
     with Proxy(away) as proxy:
-        ledger = f"{proxy.url(away.fresh())}&connect_timeout=2"
-        reflection = make(None, ledger=ledger, namespace=("default",))
+        reflection = make(None, ledger=proxy.url(away.fresh()), namespace=("default",))
         graph = reflection.wrap(agent())
         reflection.lessons.add(when="refunding", do="ask")
         await run(graph, 1)
@@ -143,6 +142,21 @@ async def test_a_server_that_hangs_costs_one_run_its_deadlines(make: Any, away: 
         assert [e.reward for e in reflection.episodes.list() if e.rewards] == [0.5]
 
 
+def test_closing_while_the_server_hangs_keeps_to_exit_timeout(make: Any, away: Server) -> None:
+    with Proxy(away) as proxy:
+        reflection = make(None, ledger=proxy.url(away.fresh()), namespace=("default",), exit_timeout=0.5)
+        graph = reflection.wrap(agent())
+        ask(graph, 1)
+        proxy.swallow()
+        ask(graph, 2)
+        began = time.monotonic()
+        reflection.close()
+        assert time.monotonic() - began < 0.5 + 0.5 + 0.5  # for the records, for what is open, and to spare
+    other = make(None)
+    assert waiting(other) == 0  # another ledger's
+    assert other._core.keeper.outage.spool.table.totals(None)[0] == 1
+
+
 CHILD = """
 import sys, time
 from tests.loop.conftest import agent
@@ -152,10 +166,10 @@ path, ledger, what = sys.argv[1:]
 reflection = testing.reflection(path=path, ledger=ledger, namespace=("default",), run="background")
 if what == "run":
     graph = reflection.wrap(agent())
-    for number in range(20):
+    for number in range(10):
         result = graph.invoke({"messages": f"Refund order {number}"})
         reflection.reward(result, 0.0)
-        reflection.reward(result, number / 20)
+        reflection.reward(result, number / 10)
     print("acknowledged", flush=True)
     time.sleep(600)
 print("ready", flush=True)
@@ -192,10 +206,10 @@ def test_killed_during_the_outage_and_drained_by_two_at_once(make: Any, away: Se
         out, _ = process.communicate("go\n", timeout=60)
         assert (out, process.returncode) == ("True\n", 0)
     reflection = make(None, **on(away, database))
-    assert {e.task: e.reward for e in reflection.episodes.list()} == {Ask.format(n): n / 20 for n in range(20)}
+    assert {e.task: e.reward for e in reflection.episodes.list()} == {Ask.format(n): n / 10 for n in range(10)}
     assert waiting(reflection) == 0
     history = away.execute("SELECT count(*), count(*) FILTER (WHERE current) FROM rewards", database)
-    assert [tuple(row) for row in history] == [(39, 20)]  # of the first run both rewards said the same
+    assert [tuple(row) for row in history] == [(19, 10)]  # of the first run both rewards said the same
 
 
 def test_killed_between_the_commit_and_the_deletion(make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
