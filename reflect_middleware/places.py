@@ -168,8 +168,8 @@ def clear_away(file: Path) -> None:
 
 
 def newest_backup(file: Path) -> Path | None:
-    """The latest copy of a ledger that `reflect backup`, or a migration, has made."""
-    return max((file.parent / "backups").glob("ledger-*.db"), key=lambda found: found.stat().st_mtime, default=None)
+    """The latest copy of a ledger that `reflect backup`, or a migration, has made: their names hold the time."""
+    return max((file.parent / "backups").glob("ledger-*.db"), default=None)
 
 
 def _kind(path: str, mounts: Mounts) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -215,11 +214,10 @@ def test_what_is_no_database_says_how_to_recover(tmp_path: Path, *, backup: bool
     (tmp_path / "ledger.db").write_bytes(b"this is no database" * 1_000)
     if backup:
         (tmp_path / "backups").mkdir()
-        for number, name in enumerate(("ledger-1.db", "ledger-2.db")):
+        for name in ("ledger-20261101T120000.000000Z.db", "ledger-20261102T120000.000000Z-schema-1.db"):
             (tmp_path / "backups" / name).touch()
-            os.utime(tmp_path / "backups" / name, (number, number))
     with testing.reflection(path=str(tmp_path)) as reflection:
-        todo = "reflect restore .*ledger-2.db" if backup else "no backup in .*move the file away"
+        todo = "reflect restore .*ledger-20261102" if backup else "no backup in .*move the file away"
         with pytest.raises(LedgerDamagedError, match=rf"not a database.*reflect doctor.*{todo}") as found:
             reflection.episodes.list()
         assert not found.value.temporary
