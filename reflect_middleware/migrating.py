@@ -90,7 +90,7 @@ def copy_of(file: Path) -> Callable[[int], Path]:
     def back_up(found: int) -> Path:
         folder = file.parent / "backups"
         folder.mkdir(exist_ok=True)
-        copy = folder / f"ledger-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-schema-{found}.db"
+        copy = folder / f"ledger-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-schema-{found}.db"
         source, target = sqlite3.connect(file), sqlite3.connect(copy)
         try:
             source.backup(target)

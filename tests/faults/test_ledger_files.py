@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -216,11 +214,10 @@ def test_what_is_no_database_says_how_to_recover(tmp_path: Path, *, backup: bool
     (tmp_path / "ledger.db").write_bytes(b"this is no database" * 1_000)
     if backup:
         (tmp_path / "backups").mkdir()
-        for number, name in enumerate(("ledger-1.db", "ledger-2.db")):
+        for name in ("ledger-20261101T120000.000000Z.db", "ledger-20261102T120000.000000Z-schema-1.db"):
             (tmp_path / "backups" / name).touch()
-            os.utime(tmp_path / "backups" / name, (number, number))
     with testing.reflection(path=str(tmp_path)) as reflection:
-        todo = "reflect restore .*ledger-2.db" if backup else "no backup in .*move the file away"
+        todo = "reflect restore .*ledger-20261102" if backup else "no backup in .*move the file away"
         with pytest.raises(LedgerDamagedError, match=rf"not a database.*reflect doctor.*{todo}") as found:
             reflection.episodes.list()
         assert not found.value.temporary
@@ -291,15 +288,14 @@ with testing.reflection(path=sys.argv[1], every=99) as reflection:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     graph.invoke({"messages": "Refund 9"})
     reflection.flush()
-    print(sorted(e.task[:8] for e in reflection.episodes.list()), [f.check for f in reflection.doctor() if not f.ok])
+    print(sorted(e.task[:8] for e in reflection.episodes.list()), all(f.ok for f in reflection.doctor()))
 """
 
 
 @pytest.mark.process
 def test_a_file_that_may_not_grow_loses_nothing_that_waits(tmp_path: Path) -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     out = child(LIMITED, tmp_path)
-    assert out == f"{[f'Refund {n}' for n in range(10)]} ['failures: ledger']"
+    assert out == f"{[f'Refund {n}' for n in range(10)]} False"
 
 
 READ_ONLY = """

@@ -232,6 +232,7 @@ def test_on_a_server_an_old_ledger_waits_for_the_command(postgres: str, caplog: 
         assert done.exit_code == 0, done.output
         assert (json.loads(done.output)["before"], json.loads(done.output)["now"]) == (1, SCHEMA_VERSION)
         graph.invoke({"messages": "Refund 8"})
+        assert reflection.flush(60)
         assert {e.task for e in reflection.episodes.list()} == {"refund", "Refund 7", "Refund 8"}
 
 
