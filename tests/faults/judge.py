@@ -62,9 +62,12 @@ class Rows:
 
 
 def read(url: str) -> Rows:
-    """All rows of the ledger, in one transaction."""
-    engine = sa.create_engine(url)
+    """All rows of the ledger as they are at one moment."""
+    embedded = url.startswith("sqlite")
+    engine = sa.create_engine(url, **({} if embedded else {"isolation_level": "REPEATABLE READ"}))
     with engine.connect() as connection:
+        if embedded:
+            connection.exec_driver_sql("BEGIN")  # its driver begins no transaction for what only reads
         tables = {
             name: [dict(row) for row in connection.execute(sa.select(metadata.tables[name])).mappings()]
             for name in READ
@@ -175,9 +178,10 @@ def outcomes_whole(rows: Rows) -> Iterator[str]:
             made = written[i].get(outcome.lesson_id)
             if made is None:
                 yield f"reflection {i} says that it wrote lesson {outcome.lesson_id} ({outcome.edit.op}) and did not"
-            elif outcome.edit.op == "merge" and made.status != "candidate":
-                if left := [parent for parent in made.replaces if parent not in written[i]]:
-                    yield f"reflection {i} merged {left} into {made.id} and did not retire them"
+                continue
+            left = [parent for parent in made.replaces if parent not in written[i]]
+            if left and outcome.edit.op == "merge" and made.status != "candidate":
+                yield f"reflection {i} merged {left} into {made.id} and did not retire them"
 
 
 def approvals_whole(rows: Rows) -> Iterator[str]:

@@ -23,6 +23,8 @@ from tests.faults.tripwire import Trip
 SIGKILLED = -9
 HANGS = 120.0
 """A child that neither ends nor dies within so many seconds hangs."""
+LOOKS = 25
+"""After so many kills the judge looks at the ledger, while the others are at work."""
 ROLES = ("produce", "produce", "reflect", "curate", "reflect")
 
 DIRECTED: Sequence[tuple[str, str, int]] = (
@@ -106,6 +108,8 @@ class Storm:
         self.url = ledger or f"sqlite:///{folder / 'ledger.db'}"
         self.seed, self.rng = seed, random.Random(seed)
         self.kills = 0
+        self.pace = 1.0
+        """How much longer than on an idle computer everything takes, children's lives included."""
         self.wrong: list[str] = []
         self.began = time.monotonic()
         self._number = 0
@@ -171,8 +175,9 @@ class Storm:
                 self.end(life)
             if trouble is not None:
                 trouble()
-            if self.kills - told >= 50:
+            if self.kills - told >= LOOKS:
                 told = self.kills
+                self.look()
                 self.say(f"{self.kills} kills, {time.monotonic() - self.began:.0f} s")
         for life in alive:
             life.ends_at = time.monotonic()
@@ -180,8 +185,10 @@ class Storm:
 
     def direct(self) -> None:
         """Kill once at each place of the list that a child of this store passes."""
+        began = time.monotonic()
         for _ in range(2):
             self.run("produce", rounds=20)
+        self.pace = max(1.0, (time.monotonic() - began) / 2)
         for role, place, nth in DIRECTED:
             if place.startswith("store:") and self.store == "exact":
                 continue
@@ -199,7 +206,8 @@ class Storm:
             trip = Trip(place=f"*:{event}", nth=self.rng.randint(1, most))
         else:
             trip = None
-        return self.start(role, trip=trip, lives=0.3 + self.rng.expovariate(1 / (3.0 if trip else 1.2)))
+        lives = 0.3 + self.rng.expovariate(1 / (3.0 if trip else 1.2))
+        return self.start(role, trip=trip, lives=lives * self.pace)
 
     # The end.
 
@@ -207,8 +215,8 @@ class Storm:
         """What the children have said, each in its order; `child` is whose word it is."""
         found = []
         for file in sorted((self.folder / "notes").iterdir()):
-            lines = file.read_text().splitlines()
-            found += [json.loads(line) | {"child": file.stem} for line in lines]
+            lines = file.read_text().splitlines(keepends=True)
+            found += [json.loads(line) | {"child": file.stem} for line in lines if line.endswith("\n")]
         return [note for note in found if kind is None or note["kind"] == kind]
 
     def told(self) -> Acknowledged:
@@ -225,8 +233,9 @@ class Storm:
         )
 
     def look(self) -> None:
-        """What the judge says before anything is finished."""
-        self.wrong += judge.at_any_time(judge.read(self.url), self.told())
+        """What the judge says while others may still be at work."""
+        told = self.told()  # first: what is said later may not be in the rows yet
+        self.wrong += judge.at_any_time(judge.read(self.url), told)
 
     def finish(self) -> Result:
         """A restart finishes what is left; then the judge speaks."""
