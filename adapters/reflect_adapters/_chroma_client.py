@@ -6,7 +6,9 @@ import ctypes
 import hashlib
 import importlib
 import json
+import logging
 import os
+import shutil
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
 
     from reflect_middleware.types import Namespace
 
+logger = logging.getLogger(__name__)
 LOCK_FILE = "reflect.lock"
 HNSW: CreateHNSWConfiguration = {"space": "cosine", "ef_construction": 200, "max_neighbors": 32, "ef_search": 200}
 """Chroma's own defaults find only 92 % of the ten nearest of 2,000 random vectors; these find all, 0.1 ms later."""
+DAMAGED = ("file is not a database", "malformed")
+"""SQLite's words for a file that is none of its own any more."""
 MAX_COLLECTIONS = 1024
 """Collection handles remembered per client; a forgotten one costs 0.4 ms to get again."""
 
@@ -185,7 +190,30 @@ def _open(path: Path) -> ClientAPI:
             "The store 'chroma' needs the package chromadb, which cannot be imported. "
             "Install it (pip install chromadb), or use store='exact'."
         ) from exc
-    return chromadb.PersistentClient(path=str(path), settings=Settings(anonymized_telemetry=False))
+    settings = Settings(anonymized_telemetry=False)
+    try:
+        return chromadb.PersistentClient(path=str(path), settings=settings)
+    except BaseException as exc:
+        _forget(path)  # Chroma keeps one that it could not start, and gives it out again
+        if not any(sign in str(exc) for sign in DAMAGED):
+            raise
+        logger.warning("reflect: Chroma in %s is damaged (%s): it is emptied and filled from the ledger", path, exc)
+    _empty(path)
+    return chromadb.PersistentClient(path=str(path), settings=settings)
+
+
+def _empty(path: Path) -> None:
+    """Remove what Chroma has written, and nothing else."""
+    for file in path.glob("chroma.sqlite3*"):
+        file.unlink()
+    for folder in path.glob("????????-????-????-????-????????????"):
+        shutil.rmtree(folder)
+
+
+def _forget(path: Path) -> Any:
+    """Take a folder's system out of Chroma's own cache."""
+    cache: Any = importlib.import_module("chromadb.api.client").SharedSystemClient
+    return cache._identifier_to_system.pop(str(path), None)  # noqa: SLF001 - no other way to reach one folder's
 
 
 def _stop(api: ClientAPI, path: Path) -> None:
@@ -194,9 +222,7 @@ def _stop(api: ClientAPI, path: Path) -> None:
     if close is not None:
         close()
         return
-    cache: Any = importlib.import_module("chromadb.api.client").SharedSystemClient
-    system = cache._identifier_to_system.pop(str(path), None)  # noqa: SLF001 - no other way to stop one folder
-    if system is not None:
+    if (system := _forget(path)) is not None:
         system.stop()
 
 
