@@ -293,7 +293,7 @@ def reflect(child: Child) -> None:
                 done = done or bool(report.reflections)
                 for reflection_id in report.reflections:
                     child.notes.tell("reflection", id=reflection_id, edits=len(report.accepted))
-        if not done:
+        if not reflection.flush(10) or not done:
             threading.Event().wait(0.05)
     reflection.close()
 

@@ -192,7 +192,7 @@ class Storm:
         for role, place, nth in DIRECTED:
             if place.startswith("store:") and self.store == "exact":
                 continue
-            if self.run(role, trip=Trip(place=place, nth=nth)) != SIGKILLED:
+            if self.run(role, trip=Trip(place=place, nth=nth), rounds=200) != SIGKILLED:
                 self.wrong.append(f"no {role} passes {place} {nth} times")
 
     def _doomed(self, role: str) -> Life:
