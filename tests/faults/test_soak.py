@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.process
-KILLS = 15
+KILLS = 10
 
 
 @pytest.mark.parametrize(("ledger", "store"), [("sqlite", "chroma"), ("postgres", "exact")])
