@@ -73,6 +73,7 @@ class Server:
         self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
         self.execute("DROP SCHEMA public CASCADE", database)
         self.execute("CREATE SCHEMA public", database)
+        self.execute("GRANT USAGE ON SCHEMA public TO PUBLIC", database)
         self._free.append(database)
 
     def execute(self, statement: str, database: str = "postgres") -> list[Any]:
