@@ -33,3 +33,17 @@ def test_whatever_is_killed_nothing_is_lost_or_done_twice(
     assert len(result.told.episodes) > 20
     assert result.statuses["done"] > 5
     assert result.statuses["released"] > 0
+
+
+@pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
+def test_many_processes_may_start_at_once_where_nothing_is_yet(
+    request: pytest.FixtureRequest, tmp_path: Path, ledger: str
+) -> None:
+    url = request.getfixturevalue("postgres") if ledger == "postgres" else None
+    storm = Storm(tmp_path, ledger=url, seed=7, lease=30.0)
+    lives = [storm.start(role, rounds=2) for role in ("produce", "reflect", "curate") * 2]
+    assert [storm.end(life) for life in lives] == [0] * len(lives)
+    assert [note["text"] for note in storm.notes() if "cannot be used" in note.get("text", "")] == []
+    result = storm.finish()
+    assert result.wrong == []
+    assert len(result.told.episodes) >= 4
