@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.process
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork"),
+]
 K = 4
 WAIT = 60.0
 RULES = ("greet by name", "never promise a date", "check the stock first", "write short sentences")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from tests.faults.storm import DIRECTED, Storm
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.process
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork"),
+]
 KILLS = 10
 
 
