@@ -64,8 +64,18 @@ def index_without_header(chroma: Path) -> None:
         file.unlink()
 
 
+def cut_header(chroma: Path) -> None:
+    for file in chroma.rglob("header.bin"):
+        file.write_bytes(file.read_bytes()[:50])
+
+
+def cut_data(chroma: Path) -> None:
+    for file in chroma.rglob("data_level0.bin"):
+        file.write_bytes(file.read_bytes()[:-100])
+
+
 DAMAGES = (deleted, no_database, no_index, empty_database, garbled_database, cut_database, garbled_index,
-           index_without_header)  # fmt: skip
+           index_without_header, cut_header, cut_data)  # fmt: skip
 
 
 def opened(path: Path) -> Reflection:
