@@ -18,7 +18,7 @@ Identity = tuple[int, int]
 def file_of(url: str) -> Path | None:
     """SQLite's file; None for a ledger without one."""
     file = sa.make_url(url).database if url.startswith("sqlite") else None
-    return Path(file) if file and file != ":memory:" else None
+    return Path(file.removeprefix("file:")) if file and file != ":memory:" else None
 
 
 def opened(url: str, shown: str, *, fsync: bool = False) -> tuple[sa.Engine, Identity | None]:

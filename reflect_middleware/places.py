@@ -90,16 +90,16 @@ def refuse_network(file: Path) -> None:
 def network_of(file: Path, mounts: Mounts) -> str:
     """The type of the network file system on which a path or a link on its way lies; empty if it is local."""
     left, here, links = list(reversed(Path(os.path.abspath(file)).parts)), Path(), 0  # noqa: PTH100 - asks no disk
+    kind, remote = "", False
     while left:
         here = here / left.pop()
         kind = _kind(str(here), mounts)
-        if kind.rpartition("fuse.")[2] in NETWORK:
-            return kind
-        if links < LINKS and here.is_symlink():
+        remote = kind.rpartition("fuse.")[2] in NETWORK
+        if not remote and links < LINKS and here.is_symlink():
             links += 1
             target = os.path.normpath(here.parent / here.readlink())
             left += reversed(Path(target).parts)
-    return ""
+    return kind if remote else ""
 
 
 def mounts_of_linux(mountinfo: str) -> Mounts:

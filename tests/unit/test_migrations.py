@@ -321,7 +321,7 @@ def test_tables_of_another_program_are_not_taken_for_ours(postgres_server: Serve
 
 def test_alembic_is_imported_only_when_there_is_something_to_migrate(tmp_path: Path) -> None:
     code = (
-        "import sys; from reflect_middleware.ledger import Ledger; ledger = Ledger(sys.argv[1]); ledger.episodes.find();"
+        "import sys; from reflect_middleware.ledger import Ledger; Ledger(sys.argv[1]).episodes.find();"
         " print('alembic' in sys.modules)"
     )
 
