@@ -269,12 +269,18 @@ def _near(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray
     return len(one) == len(other) and bool(np.allclose(one, other, atol=1e-3))
 
 
-def at_any_time(rows: Rows, told: Acknowledged) -> list[str]:
-    """All that holds even while others are still at work."""
+def at_any_time(rows: Rows, told: Acknowledged, *, outage: bool = False) -> list[str]:
+    """All that holds even while others are still at work.
+
+    Args:
+        rows: The ledger.
+        told: What was acknowledged before it was read.
+        outage: Whether the ledger was away: episodes and rewards may then wait in a spool, to be written later.
+    """
     return [
-        *episodes_kept(rows, told),
+        *(() if outage else episodes_kept(rows, told)),
         *consumed_once(rows),
-        *rewards_kept(rows, told),
+        *(() if outage else rewards_kept(rows, told)),
         *edits_whole(rows),
         *outcomes_whole(rows),
         *approvals_whole(rows),

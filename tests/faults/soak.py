@@ -71,11 +71,13 @@ class Crashes:
         self.rng = random.Random(seed)
         self.done = 0
 
-    def __call__(self, kills: int) -> None:
-        """Crash, if so many kills make it time for the next one."""
-        if self.done < len(self.at) and kills >= self.at[self.done]:
-            self.done += 1
-            crash(self.server, self.rng.choice((signal.SIGKILL, signal.SIGQUIT)))
+    def __call__(self, kills: int) -> bool:
+        """Crash, if so many kills make it time for the next one, and say so."""
+        if self.done == len(self.at) or kills < self.at[self.done]:
+            return False
+        self.done += 1
+        crash(self.server, self.rng.choice((signal.SIGKILL, signal.SIGQUIT)))
+        return True
 
 
 def crash(server: Server, how: int) -> None:

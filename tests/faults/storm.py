@@ -108,6 +108,8 @@ class Storm:
         self.url = ledger or f"sqlite:///{folder / 'ledger.db'}"
         self.seed, self.rng = seed, random.Random(seed)
         self.kills = 0
+        self.outage = False
+        """Whether the ledger was away at some time."""
         self.pace = 1.0
         """How much longer than on an idle computer everything takes, children's lives included."""
         self.wrong: list[str] = []
@@ -161,8 +163,14 @@ class Storm:
 
     # Many.
 
-    def rage(self, kills: int, *, at_once: int = 4, trouble: Callable[[], None] | None = None) -> None:
-        """Keep so many children alive, and kill until it is enough; `trouble` is called between kills."""
+    def rage(self, kills: int, *, at_once: int = 4, trouble: Callable[[], bool] | None = None) -> None:
+        """Keep so many children alive, and kill until it is enough.
+
+        Args:
+            kills: What is enough.
+            at_once: How many are alive.
+            trouble: Called between kills; says whether it has taken the ledger away.
+        """
         alive: list[Life] = []
         goal, told = self.kills + kills, self.kills
         while self.kills < goal:
@@ -174,7 +182,7 @@ class Storm:
                 alive.remove(life)
                 self.end(life)
             if trouble is not None:
-                trouble()
+                self.outage = trouble() or self.outage
             if self.kills - told >= LOOKS:
                 told = self.kills
                 self.look()
@@ -235,7 +243,7 @@ class Storm:
     def look(self) -> None:
         """What the judge says while others may still be at work."""
         told = self.told()  # first: what is said later may not be in the rows yet
-        self.wrong += judge.at_any_time(judge.read(self.url), told)
+        self.wrong += judge.at_any_time(judge.read(self.url), told, outage=self.outage)
 
     def finish(self) -> Result:
         """A restart finishes what is left; then the judge speaks."""
