@@ -45,9 +45,9 @@ def test_many_processes_may_start_at_once_where_nothing_is_yet(
 ) -> None:
     url = request.getfixturevalue("postgres") if ledger == "postgres" else None
     storm = Storm(tmp_path, ledger=url, seed=7, lease=30.0)
-    lives = [storm.start(role, rounds=2) for role in ("produce", "reflect", "curate") * 2]
+    lives = [storm.start(role, rounds=4) for role in ("produce", "reflect", "curate") * 2]
     assert [storm.end(life) for life in lives] == [0] * len(lives)
     assert [note["text"] for note in storm.notes() if "cannot be used" in note.get("text", "")] == []
     result = storm.finish()
     assert result.wrong == []
-    assert len(result.told.episodes) >= 4
+    assert result.told.episodes
