@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 UNVERSIONED = {"needs_review": False, "shown": 0, "shown_reward": None}
 """What a lesson's row says and its versions do not."""
-READ = ("episodes", "rewards", "namespaces", "lessons", "lesson_versions", "lesson_sources", "reflections")
+READ = ("aliases", "episodes", "rewards", "namespaces", "lessons", "lesson_versions", "lesson_sources", "reflections")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,7 @@ class Rows:
 
     def __init__(self, tables: Mapping[str, Sequence[Row]]) -> None:
         self.episodes = {row["id"]: row for row in tables["episodes"]}
+        self.aliases = {row["alias"]: row["episode_id"] for row in tables["aliases"]}
         self.rewards = tables["rewards"]
         self.revisions = {row["namespace"]: row["revision"] for row in tables["namespaces"]}
         self.lessons = {row["id"]: row for row in tables["lessons"]}
@@ -79,7 +80,8 @@ def read(url: str) -> Rows:
 def episodes_kept(rows: Rows, told: Acknowledged) -> Iterator[str]:
     """Every acknowledged episode is there, once, and got as far as was said."""
     for episode_id, status in told.episodes.items():
-        row = rows.episodes.get(episode_id)
+        # A run that goes on with an interrupted one while the ledger is away learns only later which episode it is.
+        row = rows.episodes.get(episode_id) or rows.episodes.get(rows.aliases.get(episode_id, ""))
         if row is None:
             yield f"episode {episode_id} was acknowledged and is lost"
         elif status == "completed" and row["status"] != status:
