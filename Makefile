@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 
 OLDEST := $(VENV)-oldest
 
-.PHONY: help setup test demo bench scale upstream lint types format ci clean
+.PHONY: help setup test soak demo bench scale upstream lint types format ci clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ setup: $(VENV)/.test $(VENV)/.dev  ## make the environment with every tool in it
 
 test: $(VENV)/.test  ## run the tests with the coverage gate
 	@$(BIN)/python -m pytest $(if $(ARGS),,--cov --cov-report=term) $(ARGS)
+
+soak: $(VENV)/.test  ## kill hundreds of processes on SQLite and on PostgreSQL and judge what is left (ARGS="--kills 300 --ledger sqlite")
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejections (ARGS=--scripted: seconds, no model)
 	@$(BIN)/reflect demo $(ARGS)

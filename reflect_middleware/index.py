@@ -6,13 +6,14 @@ compared exactly, so every process sees a change at its next search, and a store
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from reflect_middleware.database import portions
-from reflect_middleware.errors import EmbedderError, StoreLockedError
+from reflect_middleware.errors import EmbedderError, StoreError, StoreLockedError
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.lanes import Lane
 from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from reflect_middleware.options import Options
     from reflect_middleware.store import Vector
 
+logger = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
 """How long a store that failed is left alone."""
 
@@ -113,11 +115,11 @@ class Index:
         mark = self._marks.get(namespace)
         revision, _ = self.lessons.state(namespace)
         rows = self.lessons.indexed(namespace, mark or 0, self.embedder.id)
-        if not mark:
-            stray = store.ids(self._space(namespace)) - {row.id for row in rows if row.active}
-            store.delete(self._space(namespace), stray)
-        store.upsert(self._space(namespace), _entries(rows))
-        store.delete(self._space(namespace), [row.id for row in rows if not row.active])
+        if mark:
+            store.upsert(self._space(namespace), _entries(rows))
+            store.delete(self._space(namespace), [row.id for row in rows if not row.active])
+        else:
+            _fill(store, self._space(namespace), _entries(rows))
         self._marks[namespace] = max([mark or 0, revision, *(row.revision for row in rows)])
 
     def close(self) -> None:
@@ -229,6 +231,22 @@ def _entries(rows: Sequence[Indexed]) -> list[Entry]:
         for row in rows
         if row.active and row.vector is not None
     ]
+
+
+def _fill(store: LessonStore, space: Namespace, entries: Sequence[Entry]) -> None:
+    """Make a namespace of a store that was just opened what the ledger says.
+
+    One that only this process holds may have been damaged on the disk: where it fails it is dropped and made anew.
+    """
+    try:
+        store.delete(space, store.ids(space) - {entry.id for entry in entries})
+        store.upsert(space, entries)
+    except StoreError as error:
+        if store.capabilities.multi_process:
+            raise
+        logger.warning("reflect: the store of %s is made anew from the ledger: %s", "/".join(space), error)
+        store.drop(space)
+        store.upsert(space, entries)
 
 
 def _merge(hits: Sequence[Hit], changed: Sequence[Indexed], vector: Vector, k: int) -> list[Hit]:

@@ -59,23 +59,21 @@ class LessonTable:
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
 
-    def lock(self, connection: sa.Connection, ids: Iterable[str], episode_ids: Iterable[str]) -> None:
-        """Let nobody else change these lessons, and those that rest on these episodes, until the transaction ends.
+    def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> None:
+        """Write changes that belong together.
 
-        All at once and in the order of their ids, as a reward does it: two transactions never wait for each other.
+        Raises:
+            LessonStateError: If somebody else changed one of the lessons meanwhile; the transaction must not commit.
         """
-        resting = sa.select(lesson_sources.c.lesson_id).where(lesson_sources.c.episode_id.in_(list(episode_ids)))
-        query = sa.select(table.c.id).where(sa.or_(table.c.id.in_(list(ids)), table.c.id.in_(resting)))
-        connection.execute(query.order_by(table.c.id).with_for_update())
-
-    def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
-        """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
-        done: list[Change] = []
         for namespace in dict.fromkeys(change.lesson.namespace for change in changes):
             revision = self._next_revision(connection, namespace)
-            mine = [change for change in changes if change.lesson.namespace == namespace]
-            done += [change for change in mine if self._write(connection, change, revision, embedder)]
-        return done
+            for change in changes:
+                mine = change.lesson.namespace == namespace
+                if mine and not self._write(connection, change, revision, embedder):
+                    raise LessonStateError(
+                        f"Lesson {change.lesson.id!r} is no longer at version {change.expected_version}:"
+                        " it was changed meanwhile. Read it again with `lessons.get(id)` and repeat the change."
+                    )
 
     def reviewed(self, connection: sa.Connection, ids: Sequence[str]) -> None:
         """Take back the mark that lessons need review."""
@@ -83,19 +81,15 @@ class LessonTable:
             lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": False})
             connection.execute(table.update().where(table.c.id == row.id).values(body=lesson.model_dump_json()))
 
-    def save(self, change: Change, embedder: str) -> Lesson:
-        """Write one change.
+    def save_all(self, changes: Sequence[Change], embedder: str) -> tuple[Lesson, ...]:
+        """Write changes, all of them or none.
 
         Raises:
-            LessonStateError: If somebody else changed the lesson meanwhile.
+            LessonStateError: If somebody else changed one of the lessons meanwhile.
         """
         with self.db.write() as connection:
-            if not self.apply(connection, [change], embedder):
-                raise LessonStateError(
-                    f"Lesson {change.lesson.id!r} is no longer at version {change.expected_version}:"
-                    " it was changed meanwhile. Read it again with `lessons.get(id)` and repeat the change."
-                )
-        return change.lesson
+            self.apply(connection, changes, embedder)
+        return tuple(change.lesson for change in changes)
 
     def get(self, lesson_id: str) -> Lesson:
         """One lesson as it is now.
@@ -271,7 +265,9 @@ class LessonTable:
             "revision": revision,
             "body": lesson.model_dump_json(exclude={"shown", "shown_reward"}),
         }
-        if change.vector is not None:
+        if change.vector is None:  # never that of former words: it is made when an embedder works
+            row |= {"vector": None, "embedder": ""}
+        else:
             row |= {"vector": change.vector.tobytes(), "embedder": embedder}
         if change.expected_version == 0:
             written = connection.execute(self.db.insert_new(table).values(id=lesson.id, **row)).rowcount

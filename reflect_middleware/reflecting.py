@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from reflect_middleware import nearby, telemetry
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
-from reflect_middleware.errors import ConfigurationError, ReflectError, ReflectorError
+from reflect_middleware.errors import ConfigurationError, LessonStateError, ReflectError, ReflectorError
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.types import Edit, ReflectionRecord, ReflectionReport, now
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from reflect_middleware.store import Vector
 
 logger = logging.getLogger(__name__)
+DECISIONS = 10
+"""How often an answer is checked anew, at most, because lessons change between the check and the commit."""
 
 
 class Reflecting:
@@ -103,31 +105,40 @@ class Reflecting:
     def _commit(
         self, claim: Claim, batch: Batch, answer: Answer, filled: Callable[[], ReflectionRecord]
     ) -> ReflectionReport:
-        vectors, embedder = self._vectors(answer.edits, batch)
-        plan = self._curated(claim, batch, answer, vectors, embedder)
-        record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
-        reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
         with telemetry.changing() as changed:
-            written = self.core.parts.ledger.reflections.commit(
-                claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
-            )
-            changed.extend(written or ())
-        if written is None:
+            plan = self._committed(claim, batch, answer, filled)
+            changed.extend(plan.changes if plan else ())
+        if plan is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
         self.core.parts.index.sync_later(claim.namespace)
-        kept = {change.lesson.id for change in written}
-        lost = {change.lesson.id for change in plan.changes} - kept
-        accepted = tuple(o for o in plan.outcomes if o.accepted and o.lesson_id not in lost)
         return ReflectionReport(
             namespace=claim.namespace,
             reflections=(claim.id,),
             episodes=claim.episodes,
-            accepted=accepted,
-            rejected=tuple(o for o in plan.outcomes if o not in accepted),
-            lessons=tuple(change.lesson for change in written),
+            accepted=tuple(o for o in plan.outcomes if o.accepted),
+            rejected=tuple(o for o in plan.outcomes if not o.accepted),
+            lessons=tuple(change.lesson for change in plan.changes),
             input_tokens=answer.input_tokens,
             output_tokens=answer.output_tokens,
         )
+
+    def _committed(
+        self, claim: Claim, batch: Batch, answer: Answer, filled: Callable[[], ReflectionRecord]
+    ) -> Plan | None:
+        """The plan that was written; None if the claim was lost."""
+        vectors, embedder = self._vectors(answer.edits, batch)
+        reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
+        table, tries = self.core.parts.ledger.reflections, 0
+        while True:
+            plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
+            record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
+            try:
+                done = table.commit(claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards)
+            except LessonStateError:  # somebody was faster; half of a merge is worse than none, so all is decided again
+                if tries == DECISIONS:
+                    raise
+            else:
+                return plan if done else None
 
     def _curated(
         self, claim: Claim, batch: Batch, answer: Answer, vectors: Mapping[str, Vector], embedder: str

@@ -13,7 +13,7 @@ from reflect_middleware.desk import Change
 from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.rewards_table import changed_since, lock, mark_for_review
+from reflect_middleware.rewards_table import changed_since, hold, lock, mark_for_review
 from reflect_middleware.schema import episodes, running, unread, waits
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
@@ -130,26 +130,28 @@ class ReflectionTable:
         *,
         reviewed: Sequence[str] = (),
         read: Mapping[str, Sequence[Reward]] | None = None,
-    ) -> list[Change] | None:
+    ) -> bool:
         """Write the edits and the done-mark together; `reviewed` lessons need no further review.
 
         Except where a reward has come meanwhile: `read` are the rewards, by episode, that the reflector was told of.
 
         Returns:
-            The changes written: those whose lesson nobody changed meanwhile. None if the claim was lost; nothing is
-            written then.
+            False if the claim was lost; nothing is written then.
+
+        Raises:
+            LessonStateError: If somebody changed one of the lessons meanwhile; nothing is written, the claim holds.
         """
         with self.db.write() as connection:
             if connection.execute(table.update().where(*_mine(claim)).values(status="done")).rowcount != 1:
-                return None
+                return False
             told = read or {}
             lock(connection, told)  # before the lessons, as a reward does
-            self.lessons.lock(connection, [*(change.lesson.id for change in changes), *reviewed], told)
-            done = self.lessons.apply(connection, changes, embedder)
+            hold(connection, [to_key(claim.namespace)])
+            self.lessons.apply(connection, changes, embedder)
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
-            return done
+            return True
 
     def amend(self, record: ReflectionRecord) -> None:
         """Replace what is kept of a finished reflection."""

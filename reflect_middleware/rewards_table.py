@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from reflect_middleware.database import portions
-from reflect_middleware.schema import early, episodes, lesson_sources, lessons
+from reflect_middleware.schema import early, episodes, lesson_sources, lessons, namespaces
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
 
@@ -96,15 +96,10 @@ def adopt(connection: sa.Connection, episode_id: str, names: Iterable[str]) -> N
 
 def mark_for_review(connection: sa.Connection, ids: Iterable[str]) -> None:
     """A reward that comes after the reflection never re-claims the episode; its lessons are looked at again."""
-    query = (
-        sa.select(lessons.c.id, lessons.c.body)
-        .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
-        .where(lesson_sources.c.episode_id.in_(list(ids)), lessons.c.status != "retired")
-        .order_by(lessons.c.id)
-        .with_for_update(
-            of=lessons
-        )  # the body is written back: what another transaction has just put there must be in it
-    )
+    learned = sa.select(lesson_sources.c.lesson_id).where(lesson_sources.c.episode_id.in_(list(ids)))
+    mine = lessons.c.id.in_(learned) & (lessons.c.status != "retired")
+    hold(connection, connection.execute(sa.select(lessons.c.namespace).where(mine).distinct()).scalars())
+    query = sa.select(lessons.c.id, lessons.c.body).where(mine)
     for row in connection.execute(query).all():
         lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})
         connection.execute(lessons.update().where(lessons.c.id == row.id).values(body=lesson.model_dump_json()))
@@ -120,6 +115,15 @@ def lock(connection: sa.Connection, ids: Iterable[str]) -> None:
     """Let no other transaction judge these episodes, or reflect on them, until this one ends."""
     query = sa.select(episodes.c.id).where(episodes.c.id.in_(list(ids))).order_by(episodes.c.id)
     connection.execute(query.with_for_update())
+
+
+def hold(connection: sa.Connection, keys: Iterable[str]) -> None:
+    """Let nobody else write lessons of these namespaces until this transaction ends; whoever writes them does this.
+
+    A lesson's row is read, changed and written back: of two that do so at once, one would undo the other.
+    """
+    query = sa.select(namespaces.c.namespace).where(namespaces.c.namespace.in_(list(keys)))
+    connection.execute(query.order_by(namespaces.c.namespace).with_for_update()).all()
 
 
 def said(reward: Reward) -> tuple[Any, ...]:

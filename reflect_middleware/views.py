@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -84,7 +84,7 @@ class Lessons(View):
             LessonTextError: If a text is empty or too long.
         """
         lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned)
-        return self._save(lesson, 0)
+        return self._save(lesson)[0]
 
     def edit(
         self,
@@ -104,7 +104,7 @@ class Lessons(View):
         old = self._core.parts.ledger.lessons.get(lesson_id)
         given = {"when": when, "do": do, "because": because, "pinned": pinned}
         changed = {name: value for name, value in given.items() if value is not None}
-        return self._save(_next(old, **changed, needs_review=False), old.version) if changed else old
+        return self._save(_next(old, **changed, needs_review=False))[0] if changed else old
 
     def approve(self, lesson_id: str) -> Lesson:
         """Make a candidate (or a retired lesson) active; what it replaces retires.
@@ -117,11 +117,8 @@ class Lessons(View):
         if old.status == "active":
             raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; nothing to approve.")
         replaced = self._core.parts.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
-        saved = self._save(_next(old, status="active"), old.version)
-        for lesson in replaced:
-            if lesson.status != "retired" and not lesson.pinned:
-                self._save(_next(lesson, status="retired"), lesson.version)
-        return saved
+        gone = [_next(x, status="retired") for x in replaced if x.status != "retired" and not x.pinned]
+        return self._save(_next(old, status="active"), *gone)[0]
 
     def retire(self, lesson_id: str) -> Lesson:
         """Take a lesson out of use; `approve` brings it back.
@@ -133,7 +130,7 @@ class Lessons(View):
         old = self._core.parts.ledger.lessons.get(lesson_id)
         if old.status == "retired":
             raise LessonStateError(f"Lesson {lesson_id!r} is 'retired' already. `lessons.approve(id)` brings it back.")
-        return self._save(_next(old, status="retired"), old.version)
+        return self._save(_next(old, status="retired"))[0]
 
     def history(self, lesson_id: str) -> tuple[Lesson, ...]:
         """All versions of a lesson, the first one first.
@@ -163,8 +160,8 @@ class Lessons(View):
             words = {"status": "retired"} if then is None else {name: getattr(then, name) for name in _WORDS}
             wanted = _next(lesson, **words)
             if any(getattr(wanted, name) != getattr(lesson, name) for name in _WORDS):
-                changed.append(self._save(wanted, lesson.version))
-        return tuple(changed)
+                changed.append(wanted)
+        return self._save(*changed)
 
     def list(self, status: LessonStatus | None = None, *, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
         """The lessons of a namespace, the oldest first, with how often each was shown.
@@ -180,22 +177,31 @@ class Lessons(View):
     asearch, aget, aadd, aedit, aapprove = twin(search), twin(get), twin(add), twin(edit), twin(approve)
     aretire, ahistory, arollback, alist = twin(retire), twin(history), twin(rollback), twin(list)
 
-    def _save(self, lesson: Lesson, expected: int) -> Lesson:
-        checked(lesson)
-        vector, embedder = self._vector(lesson)
+    def _save(self, *lessons: Lesson) -> tuple[Lesson, ...]:
+        """Write the next versions of lessons, all of them or none."""
+        for lesson in lessons:
+            checked(lesson)
+        if not lessons:
+            return ()
+        vectors, embedder = self._vectors(lessons)
         with telemetry.changing() as changed:
-            changed.append(Change(lesson=lesson, vector=vector, expected_version=expected))
-            saved = self._core.parts.ledger.lessons.save(changed[0], embedder)
+            changed.extend(
+                Change(lesson=lesson, vector=vector, expected_version=lesson.version - 1)
+                for lesson, vector in zip(lessons, vectors, strict=True)
+            )
+            saved = self._core.parts.ledger.lessons.save_all(changed, embedder)
         if embedder:
-            self._core.parts.index.sync_later(lesson.namespace)
+            for namespace in {lesson.namespace for lesson in lessons}:
+                self._core.parts.index.sync_later(namespace)
         return saved
 
-    def _vector(self, lesson: Lesson) -> tuple[Vector | None, str]:
+    def _vectors(self, lessons: tuple[Lesson, ...]) -> tuple[Sequence[Vector | None], str]:
         try:
-            return self._core.parts.embedder.embed_documents([lesson.text])[0], self._core.parts.embedder.id
-        except ReflectError as error:  # it is kept, and embedded when an embedder works
+            texts = [lesson.text for lesson in lessons]
+            return self._core.parts.embedder.embed_documents(texts), self._core.parts.embedder.id
+        except ReflectError as error:  # they are kept, and embedded when an embedder works
             self._core.failed("embed", error)
-            return None, ""
+            return [None] * len(lessons), ""
 
     def _with_statistics(self, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
         known = self._core.parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])

@@ -6,7 +6,10 @@ import ctypes
 import hashlib
 import importlib
 import json
+import logging
 import os
+import shutil
+import struct
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,9 +27,17 @@ if TYPE_CHECKING:
 
     from reflect_middleware.types import Namespace
 
+logger = logging.getLogger(__name__)
 LOCK_FILE = "reflect.lock"
 HNSW: CreateHNSWConfiguration = {"space": "cosine", "ef_construction": 200, "max_neighbors": 32, "ef_search": 200}
 """Chroma's own defaults find only 92 % of the ten nearest of 2,000 random vectors; these find all, 0.1 ms later."""
+DAMAGED = ("file is not a database", "malformed")
+"""SQLite's words for a file that is none of its own any more."""
+INDEX_FOLDERS = "????????-????-????-????-????????????"
+HEADER_BYTES = 100
+"""Of an index of version 1, the only one so far."""
+_HEADER = struct.Struct("=iQQQQ")
+"""An index's version, an offset, how many entries there is room for, how many there are, and the bytes of one."""
 MAX_COLLECTIONS = 1024
 """Collection handles remembered per client; a forgotten one costs 0.4 ms to get again."""
 
@@ -185,7 +196,44 @@ def _open(path: Path) -> ClientAPI:
             "The store 'chroma' needs the package chromadb, which cannot be imported. "
             "Install it (pip install chromadb), or use store='exact'."
         ) from exc
-    return chromadb.PersistentClient(path=str(path), settings=Settings(anonymized_telemetry=False))
+    settings = Settings(anonymized_telemetry=False)
+    if cut := _cut_index(path):
+        _empty(path, f"{cut} is cut short")
+    try:
+        return chromadb.PersistentClient(path=str(path), settings=settings)
+    except BaseException as exc:
+        _forget(path)  # Chroma keeps one that it could not start, and gives it out again
+        if not any(sign in str(exc) for sign in DAMAGED):
+            raise
+        _empty(path, exc)
+    return chromadb.PersistentClient(path=str(path), settings=settings)
+
+
+def _cut_index(path: Path) -> Path | None:
+    """An index file that lacks its end, as after a full disk: Chroma would read on, and take the process with it."""
+    for header in path.glob(f"{INDEX_FOLDERS}/header.bin"):
+        told, data = header.read_bytes(), header.with_name("data_level0.bin")
+        if len(told) < HEADER_BYTES:
+            return header
+        version, _, _, count, size = _HEADER.unpack_from(told)
+        if version == 1 and (not data.exists() or data.stat().st_size < count * size):
+            return data
+    return None
+
+
+def _empty(path: Path, why: object) -> None:
+    """Remove what Chroma has written, and nothing else."""
+    logger.warning("reflect: Chroma in %s is damaged (%s): it is emptied and filled from the ledger", path, why)
+    for file in path.glob("chroma.sqlite3*"):
+        file.unlink()
+    for folder in path.glob(INDEX_FOLDERS):
+        shutil.rmtree(folder)
+
+
+def _forget(path: Path) -> Any:
+    """Take a folder's system out of Chroma's own cache."""
+    cache: Any = importlib.import_module("chromadb.api.client").SharedSystemClient
+    return cache._identifier_to_system.pop(str(path), None)  # noqa: SLF001 - no other way to reach one folder's
 
 
 def _stop(api: ClientAPI, path: Path) -> None:
@@ -194,9 +242,7 @@ def _stop(api: ClientAPI, path: Path) -> None:
     if close is not None:
         close()
         return
-    cache: Any = importlib.import_module("chromadb.api.client").SharedSystemClient
-    system = cache._identifier_to_system.pop(str(path), None)  # noqa: SLF001 - no other way to stop one folder
-    if system is not None:
+    if (system := _forget(path)) is not None:
         system.stop()
 
 

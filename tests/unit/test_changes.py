@@ -125,7 +125,7 @@ def test_a_process_that_dies_in_a_change_hides_nothing(ledger: Ledger, tmp_path:
         "from reflect_middleware.types import Lesson\n"
         "Changes.end = lambda self, ticket: os._exit(9)\n"
         "lesson = Lesson(namespace=('default',), when='always', do='be kind')\n"
-        "Ledger(sys.argv[1]).lessons.save(Change(lesson=lesson, vector=None, expected_version=0), 'none')\n"
+        "Ledger(sys.argv[1]).lessons.save_all([Change(lesson=lesson, vector=None, expected_version=0)], 'none')\n"
     )
     assert ledger.lessons.state(SPACE) == (0, False)
     dead = subprocess.run([sys.executable, "-c", dies, ledger.database.url], check=False)

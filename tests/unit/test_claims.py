@@ -135,7 +135,7 @@ def test_a_lease_is_measured_by_the_servers_clock(on_postgres: Any) -> None:
     assert again is not None
     assert set(won.episodes) <= set(again.episodes)
     record = ReflectionRecord(id=won.id, namespace=SPACE, status="done", episodes=won.episodes)
-    assert late.reflections.commit(won, record, [], "") is None
+    assert not late.reflections.commit(won, record, [], "")
 
 
 @pytest.mark.parametrize("ahead", [-HOUR, HOUR])
@@ -190,9 +190,9 @@ def test_a_clock_put_forward_costs_a_claim_and_nothing_else(on_sqlite: Any) -> N
     put(before)
     lost, won = claim(before), claim(after, "another one")
     assert won.episodes == lost.episodes
-    for holder, expected in ((lost, None), (won, [])):
+    for holder, expected in ((lost, False), (won, True)):
         record = ReflectionRecord(id=holder.id, namespace=SPACE, status="done", episodes=holder.episodes)
-        assert before.reflections.commit(holder, record, [], "") == expected
+        assert before.reflections.commit(holder, record, [], "") is expected
     assert claim(before) is None
 
 
@@ -219,13 +219,13 @@ def test_a_late_reward_leaves_the_words_that_a_reflection_has_just_written(ledge
     source = put(one)
     put_lesson = {"namespace": SPACE, "sources": (source,), "created_at": now(), "updated_at": now()}
     old = Lesson(id=new_id(), when="refunding", do="ask", status="active", version=1, **put_lesson)
-    one.lessons.save(Change(lesson=old, vector=None, expected_version=0), "")
+    one.lessons.save_all([Change(lesson=old, vector=None, expected_version=0)], "")
     won = claim(one)
     record = ReflectionRecord(id=won.id, namespace=SPACE, status="done", episodes=won.episodes)
     one.reflections.commit(won, record, [], "")
     new = old.model_copy(update={"do": "ask a manager", "version": 2})
     with one.database.write() as connection:
-        assert one.lessons.apply(connection, [Change(lesson=new, vector=None, expected_version=1)], "")
+        one.lessons.apply(connection, [Change(lesson=new, vector=None, expected_version=1)], "")
         thread, done = blocked(lambda: two.episodes.reward(source, Reward(value=0.0)))
     thread.join(30)
     assert done.is_set()
@@ -239,7 +239,7 @@ def test_rewards_and_reflections_never_wait_for_each_other(on_postgres: Any) -> 
     made = {"namespace": SPACE, "sources": (source,), "created_at": now(), "updated_at": now(), "status": "active"}
     lessons = sorted([Lesson(id=new_id(), when=f"case {n}", do="ask", version=1, **made) for n in range(2)], key=_id)
     for lesson in lessons:
-        one.lessons.save(Change(lesson=lesson, vector=None, expected_version=0), "")
+        one.lessons.save_all([Change(lesson=lesson, vector=None, expected_version=0)], "")
     won = claim(one)
     one.reflections.commit(won, ReflectionRecord(id=won.id, namespace=SPACE, status="done", episodes=()), [], "")
     put(one)
@@ -265,7 +265,7 @@ def test_rewards_and_reflections_never_wait_for_each_other(on_postgres: Any) -> 
             for lesson in reversed(lessons)  # against the order in which a reward marks them
         ]
         record = ReflectionRecord(id=won.id, namespace=SPACE, status="done", episodes=won.episodes)
-        assert one.reflections.commit(won, record, changes, "") is not None
+        assert one.reflections.commit(won, record, changes, "")
     thread.join(60)
     assert errors == []
 

@@ -126,7 +126,7 @@ def test_two_writers_do_not_overwrite_each_other(reflection: Reflection) -> None
 
     change = Change(lesson=stale.model_copy(update={"do": "theirs", "version": 2}), vector=None, expected_version=1)
     with pytest.raises(LessonStateError, match="changed meanwhile"):
-        table.save(change, "")
+        table.save_all([change], "")
     assert reflection.lessons.get(lesson.id).do == "mine"
 
 
