@@ -36,6 +36,8 @@ class Core:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.closed = False
+        self.rules = {options.rule}
+        """How the namespaces of all its agents are found."""
         self.parts = Parts(self)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
@@ -101,15 +103,21 @@ class Core:
         end = None if timeout is None else time.monotonic() + timeout
         return all(lane.wait_idle(None if end is None else max(0.0, end - time.monotonic())) for lane in self._lanes())
 
-    def close(self) -> None:
-        """Write what is queued, give running work `exit_timeout`, release the rest."""
+    def close(self, timeout: float | None = None) -> None:
+        """Write what is queued, give running work `timeout` seconds (`exit_timeout`), release the rest."""
         if self.closed:
             return
         self.closed = True
-        self.drain(self.options.exit_timeout)
-        self.parts.close()
-        for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
-            lane.stop()
+        end = time.monotonic() + (self.options.exit_timeout if timeout is None else timeout)
+        try:
+            self.drain(max(0.0, end - time.monotonic()))
+            if self.parts.opened("learner"):
+                self.parts.learner.last_call()
+                self.parts.learner.lane.wait_idle(max(0.0, end - time.monotonic()))
+        finally:  # also after a second Ctrl-C
+            self.parts.close()
+            for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
+                lane.stop()
 
     def renew(self) -> None:
         """Start afresh in a forked child."""

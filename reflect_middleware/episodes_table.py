@@ -41,6 +41,8 @@ class Record:
     """Run and message ids under which a reward may name it."""
     rewards: tuple[Reward, ...] = ()
     """A reviewer's decisions in this run. They do not end the wait for the episode's own reward."""
+    sampled: bool = True
+    """False: it does not count towards K unless it has a reward, or until one comes."""
 
 
 class EpisodeTable:
@@ -83,6 +85,9 @@ class EpisodeTable:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
+            if not record.sampled:
+                judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current)
+                connection.execute(table.update().where(table.c.id == episode.id, ~judged).values(sampled=False))
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
@@ -147,15 +152,18 @@ class EpisodeTable:
         status: str | None = None,
         agent: str | None = None,
         waiting: bool = False,
+        dead: bool = False,
         limit: int | None = 100,
     ) -> tuple[Episode, ...]:
-        """The newest episodes first; `waiting` keeps those that no reflection has read."""
+        """The newest episodes first; `waiting` keeps those that no reflection has read, `dead` those that none will."""
         where: list[Any] = [table.c.namespace == to_key(namespace)] if namespace is not None else []
         for column, value in ((table.c.thread_id, thread_id), (table.c.status, status), (table.c.agent, agent)):
             if value is not None:
                 where.append(column == value)
         if waiting:
-            where += [table.c.reflection_id == "", table.c.dead_letter == ""]
+            where += [table.c.reflection_id == "", table.c.dead_letter == "", table.c.sampled]
+        if dead:
+            where.append(table.c.dead_letter != "")
         with self.db.read() as connection:
             return tuple(self._read(connection, *where, newest=True, limit=limit))
 

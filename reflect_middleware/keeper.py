@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
+from reflect_middleware.due import counts
 from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reward import call, rewards_in
@@ -112,7 +113,9 @@ class Keeper:
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
-        return record if earlier is None else replace(record, rewards=self._decided(earlier, plan.resume))
+        given = () if earlier is None else self._decided(earlier, plan.resume)
+        sampled = counts(status, record.episode.id, rewarded=bool(given), sample=options.sample)
+        return replace(record, rewards=given, sampled=sampled)
 
     def _decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""

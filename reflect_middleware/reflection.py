@@ -96,6 +96,12 @@ class Reflection:
         exit_timeout: Seconds that `close` and the end of the process wait for unfinished work.
         resume_within: Seconds after which an interrupted episode counts as abandoned.
         lease: Seconds for which a reflection's claim holds; renewed while it runs.
+        tries: After so many failed reflections an episode is dead-lettered; `episodes.retry` gives it another chance.
+            Failures that say nothing about the episodes, such as a provider that is away, count as no try.
+        sample: Share, from 0 to 1, of the successful runs without a reward that count towards `every`; failed and
+            rewarded ones always count, and all are recorded.
+        daily_tokens: Most tokens that reflections on this ledger may use in a day of UTC; those that are under way
+            when it is reached may go beyond it. None: no limit.
         run_overrides: False: ignore `configurable["reflect"]` of single runs.
 
     Raises:
@@ -144,6 +150,9 @@ class Reflection:
         exit_timeout: float = 10.0,
         resume_within: float = 86_400.0,
         lease: float = 30.0,
+        tries: int = 3,
+        sample: float = 1.0,
+        daily_tokens: int | None = None,
         run_overrides: bool = True,
     ) -> None:
         given = dict(locals())
@@ -291,6 +300,35 @@ class Reflection:
         self._core.drain(None)
         return self._core.parts.learner.reflect(space)
 
+    def work(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        parallel: int = 1,
+        at_once: int | None = None,
+        per_minute: int | None = None,
+    ) -> tuple[ReflectionReport, ...]:
+        """Do every reflection that is due, whoever recorded its episodes: `reflect worker --once` in your own code.
+
+        Args:
+            namespace: Only in this one, where a part "*" fits any; None for all namespaces of the ledger.
+            parallel: Most reflections that this call does at once, each of another namespace.
+            at_once: Most reflections under way in all processes on the ledger; None: no limit.
+            per_minute: Most reflections begun within 60 seconds by all of them; None: no limit.
+
+        Returns:
+            A report for each; a failure is in its `error`.
+
+        Raises:
+            ConfigurationError: If there is no model to reflect with, or an argument is not allowed.
+        """
+        from reflect_middleware.worker import worker
+
+        core = self._open()
+        if off():
+            return ()
+        return worker(core, namespace, parallel=parallel, at_once=at_once, per_minute=per_minute).run(once=True)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for records, reward callables and due reflections; False if `timeout` seconds passed first."""
         return self._core.drain(timeout)
@@ -331,6 +369,10 @@ class Reflection:
     async def areflect(self, *, namespace: Namespace | None = None) -> ReflectionReport:
         """Async twin of `reflect`."""
         return await self._twin(lambda: self.reflect(namespace=namespace))
+
+    async def awork(self, **kwargs: Any) -> tuple[ReflectionReport, ...]:
+        """Async twin of `work`."""
+        return await self._twin(lambda: self.work(**kwargs))
 
     async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the sync one's argument
         """Async twin of `flush`."""
@@ -373,9 +415,11 @@ class Reflection:
     # Inside.
 
     def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+        found = self._options.rule if namespace is None else rule(namespace)
+        self._core.rules.add(found)
         return Spec(
             agent=agent,
-            rule=self._options.rule if namespace is None else rule(namespace),
+            rule=found,
             task=task,
             reward=reward,
             inject=inject or self._options.inject,

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
+from reflect_middleware.due import Quota
 from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
@@ -18,9 +19,7 @@ from reflect_middleware.rewards_table import changed_since, lock, mark_for_revie
 from reflect_middleware.schema import episodes
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
-
-TRIES = 3
-"""After so many failed reflections an episode is dead-lettered."""
+from reflect_middleware.work_table import check, note_failure, note_success, spend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +64,34 @@ class ReflectionTable:
             rows = connection.execute(sa.union(free, stuck)).all()
         return tuple(from_key(row.namespace) for row in rows)
 
+    def release_expired(self) -> tuple[Namespace, ...]:
+        """Give back the batches of processes that have died; gives the namespaces of which there were any."""
+        late = sa.select(table.c.namespace).where(table.c.status == "running", table.c.lease_until < time.time())
+        with self.db.read() as connection:
+            names = {from_key(row.namespace) for row in connection.execute(late)}
+        for namespace in names:
+            with self.db.write() as connection:
+                self._release_expired(connection, namespace, time.time())
+        return tuple(sorted(names))
+
     def claim(
-        self, namespace: Namespace, owner: str, *, at_least: int, at_most: int, lease: float, whatever: bool = False
+        self,
+        namespace: Namespace,
+        owner: str,
+        *,
+        at_least: int,
+        at_most: int,
+        lease: float,
+        whatever: bool = False,
+        quota: Quota | None = None,
     ) -> Claim | None:
         """Take the oldest ready episodes, `whatever` the rewards they still wait for.
 
         Returns:
             None if fewer than `at_least` are ready, or another reflection of the namespace is under way.
+
+        Raises:
+            QuotaError: If there is something to take, but a limit is reached.
         """
         at = time.time()
         with self.db.write() as connection:
@@ -89,6 +109,8 @@ class ReflectionTable:
             ids = tuple(row.id for row in connection.execute(query))
             if len(ids) < max(1, at_least):
                 return None
+            if quota is not None:
+                check(connection, quota, at)
             claim = Claim(id=new_id(), namespace=namespace, owner=owner, episodes=ids)
             connection.execute(episodes.update().where(episodes.c.id.in_(ids)).values(reflection_id=claim.id))
             record = ReflectionRecord(id=claim.id, namespace=namespace, status="running", episodes=ids)
@@ -120,10 +142,12 @@ class ReflectionTable:
         *,
         reviewed: Sequence[str] = (),
         read: Mapping[str, Sequence[Reward]] | None = None,
+        tokens: tuple[int, int] = (0, 0),
     ) -> list[Change] | None:
         """Write the edits and the done-mark together; `reviewed` lessons need no further review.
 
         Except where a reward has come meanwhile: `read` are the rewards, by episode, that the reflector was told of.
+        `tokens`, read and written, count for the day.
 
         Returns:
             The changes written: those whose lesson nobody changed meanwhile. None if the claim was lost; nothing is
@@ -138,6 +162,8 @@ class ReflectionTable:
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
+            note_success(connection, self.db, claim.namespace, time.time())
+            spend(connection, self.db, tokens, time.time())
             return done
 
     def amend(self, record: ReflectionRecord) -> None:
@@ -145,23 +171,48 @@ class ReflectionTable:
         with self.db.write() as connection:
             self._body(connection, record)
 
-    def fail(self, claim: Claim, record: ReflectionRecord, reason: str) -> None:
-        """Give the batch back and count the try; after `TRIES` of them its episodes are dead-lettered."""
+    def fail(
+        self,
+        claim: Claim,
+        record: ReflectionRecord,
+        reason: str,
+        *,
+        tries: int | None = 3,
+        tokens: tuple[int, int] = (0, 0),
+    ) -> int:
+        """Give the batch back and let the namespace rest.
+
+        Args:
+            claim: The batch.
+            record: What is kept of the reflection.
+            reason: Why it failed.
+            tries: After so many of them an episode is dead-lettered; None: this was no try.
+            tokens: Read and written, for the day's count; also where the claim was lost.
+
+        Returns:
+            How many episodes were dead-lettered.
+        """
         with self.db.write() as connection:
+            spend(connection, self.db, tokens, time.time())
             if connection.execute(table.update().where(*_mine(claim)).values(status="failed")).rowcount != 1:
-                return
+                return 0
             self._body(connection, record)
+            note_failure(connection, self.db, claim.namespace, time.time())
             mine = episodes.c.reflection_id == claim.id
-            tries = episodes.c.tries + 1
+            tried = episodes.c.tries + (0 if tries is None else 1)
+            last = sa.false() if tries is None else tried >= tries
+            dead = sa.select(sa.func.count()).select_from(episodes).where(mine, last)
+            given_up = int(connection.execute(dead).scalar_one())
             connection.execute(
                 episodes.update()
                 .where(mine)
                 .values(
                     reflection_id="",
-                    tries=tries,
-                    dead_letter=sa.case((tries >= TRIES, reason[:2_000] or "failed"), else_=""),
+                    tries=tried,
+                    dead_letter=sa.case((last, reason[:2_000] or "failed"), else_=""),
                 )
             )
+            return given_up
 
     def release(self, claim: Claim) -> None:
         """Give the batch back without counting a try."""
@@ -210,6 +261,7 @@ def _ready(namespace: Namespace, at: float) -> tuple[Any, ...]:
         episodes.c.namespace == to_key(namespace),
         episodes.c.reflection_id == "",
         episodes.c.dead_letter == "",
+        episodes.c.sampled,
         episodes.c.ready_at.is_not(None),
         episodes.c.ready_at <= at,
     )

@@ -1,0 +1,239 @@
+"""What waits for a reflection, what rests, what was spent: the work of all processes on a ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from reflect_middleware.cadence import Backlog, Cadence
+from reflect_middleware.database import Database
+from reflect_middleware.due import Overview, Quota, Standing, day_of, rest_after, until_tomorrow
+from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
+from reflect_middleware.namespaces import from_key, to_key
+from reflect_middleware.rewards_table import current
+from reflect_middleware.schema import episodes, meta, reflections, spent
+from reflect_middleware.schema import work as table
+from reflect_middleware.types import Namespace, combined
+
+COUNTED = 1_000
+"""Ready episodes of a namespace are counted up to here: no rule needs to know that there are a million."""
+BAD = 0.5
+"""A reward below this is a failure for `OnFailures`."""
+MINUTE = 60.0
+EMPTY = sa.literal_column("''", sa.Text)
+UNREAD = sa.and_(episodes.c.reflection_id == EMPTY, episodes.c.dead_letter == EMPTY, episodes.c.sampled)
+DEAD = episodes.c.dead_letter != EMPTY
+RUNNING = reflections.c.status == sa.literal_column("'running'", sa.Text)
+
+
+class WorkTable:
+    """Reads where namespaces stand. All methods are one transaction each."""
+
+    def __init__(self, database: Database) -> None:
+        self.db = database
+
+    def standing(
+        self, namespace: Namespace, cadence: Cadence, *, whatever: bool = False, closing: bool = False
+    ) -> Standing:
+        """Where a namespace stands; `whatever` counts what waits for its reward, too."""
+        one = sa.select(sa.literal(to_key(namespace)).label("namespace")).cte("names")
+        return self._standings(one, cadence, whatever=whatever, closing=closing)[0]
+
+    def standings(self, cadence: Cadence) -> tuple[Standing, ...]:
+        """Where all namespaces stand that have unread episodes. Its cost grows with their number, not the episodes'."""
+        return self._standings(_unread_namespaces(), cadence)
+
+    def under_way(self) -> dict[Namespace, float]:
+        """The namespaces with a reflection under way, and for how many seconds its lease holds; below 0: it is over."""
+        query = sa.select(reflections.c.namespace, sa.func.max(reflections.c.lease_until).label("until")).where(RUNNING)
+        at = time.time()
+        with self.db.read() as connection:
+            rows = connection.execute(query.group_by(reflections.c.namespace)).all()
+        return {from_key(row.namespace): row.until - at for row in rows}
+
+    def retry(
+        self, episode_ids: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> dict[str, Namespace]:
+        """Let dead-lettered episodes count again, with all their tries; their namespaces no longer rest.
+
+        Args:
+            episode_ids: Only these; None for all.
+            namespace: Only of this one.
+
+        Returns:
+            The ids of those that were dead-lettered, and their namespaces.
+
+        Raises:
+            EpisodeNotFoundError: If there is none of an id.
+        """
+        where = [] if namespace is None else [episodes.c.namespace == to_key(namespace)]
+        with self.db.write() as connection:
+            if episode_ids is not None:
+                where.append(episodes.c.id.in_(_known(connection, episode_ids)))
+            query = sa.select(episodes.c.id, episodes.c.namespace).where(DEAD, *where).with_for_update()
+            rows = connection.execute(query.order_by(episodes.c.started_at)).all()
+            names = {row.namespace for row in rows}
+            connection.execute(episodes.update().where(DEAD, *where).values(dead_letter="", tries=0))
+            connection.execute(table.update().where(table.c.namespace.in_(names)).values(failures=0, rest_until=0.0))
+        return {row.id: from_key(row.namespace) for row in rows}
+
+    def overview(self, daily_tokens: int | None = None) -> Overview:
+        """How the work of the whole ledger stands; `daily_tokens` is what a day may use."""
+        at = time.time()
+        over = sa.func.coalesce(sa.func.sum(sa.case((reflections.c.lease_until < at, 1), else_=0)), 0)
+        rests = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(table.c.failures), 0))
+        with self.db.read() as connection:
+            running, stuck = connection.execute(sa.select(sa.func.count(), over).where(RUNNING)).one()
+            resting, failures = connection.execute(rests.where(table.c.rest_until > at)).one()
+            dead = connection.execute(sa.select(sa.func.count()).select_from(episodes).where(DEAD)).scalar_one()
+            used = _used(connection, at)
+        return Overview(
+            running=running - stuck,
+            stuck=stuck,
+            resting=resting,
+            most_failures=failures,
+            dead=dead,
+            input_tokens=used[0],
+            output_tokens=used[1],
+            daily_tokens=daily_tokens,
+        )
+
+    def _standings(
+        self, names: sa.CTE, cadence: Cadence, *, whatever: bool = False, closing: bool = False
+    ) -> tuple[Standing, ...]:
+        at, most = time.time(), max(COUNTED, cadence.batch)
+        with self.db.read() as connection:
+            return tuple(
+                Standing(
+                    namespace=from_key(row.namespace),
+                    backlog=Backlog(
+                        ready=row.ready,
+                        oldest=max(0.0, at - row.oldest) if row.oldest is not None else 0.0,
+                        failures=_streak(connection, row.namespace, at, cadence.streak) if row.ready else 0,
+                        closing=closing,
+                    ),
+                    owed=bool(row.owed),
+                    next_ready=None if whatever or row.soon is None else max(0.0, row.soon - at),
+                    rests=max(0.0, (row.rest_until or 0.0) - at),
+                    held=max(0.0, (row.lease_until or 0.0) - at),
+                )
+                for row in connection.execute(_query(names, at, most, whatever=whatever)).all()
+            )
+
+
+def _unread_namespaces() -> sa.CTE:
+    """Their names, found by going from each to the next one in the index."""
+    names = sa.select(sa.func.min(episodes.c.namespace).label("namespace")).where(UNREAD).cte("names", recursive=True)
+    after = sa.select(sa.func.min(episodes.c.namespace)).where(UNREAD, episodes.c.namespace > names.c.namespace)
+    return names.union_all(sa.select(after.correlate(names).scalar_subquery()).where(names.c.namespace.is_not(None)))
+
+
+def _query(names: sa.CTE, at: float, most: int, *, whatever: bool) -> sa.Select[Any]:
+    """Where the named namespaces stand; no part of it reads more than `most` episodes of one."""
+    name = names.c.namespace
+    ready = _ready(name, at, whatever=whatever)
+    counted = sa.select(sa.literal(1)).where(*ready).limit(most).correlate(names).subquery()
+    waits = (episodes.c.namespace == name, UNREAD, episodes.c.ready_at > sa.literal_column("0"))
+    rest = sa.select(table.c.rest_until).where(table.c.namespace == name)
+    last = sa.select(table.c.reflected_at).where(table.c.namespace == name)
+    cut_off = (
+        reflections.c.namespace == name,
+        reflections.c.status == "released",
+        reflections.c.started_at > sa.func.coalesce(last.correlate(names).scalar_subquery(), 0.0),
+    )
+    oldest = sa.select(episodes.c.ended_at).where(*ready).order_by(episodes.c.ended_at).limit(1)
+    soon = sa.select(sa.func.min(episodes.c.ready_at)).where(*waits, episodes.c.ready_at > at)
+    lease = sa.select(sa.func.max(reflections.c.lease_until)).where(reflections.c.namespace == name, RUNNING)
+    owed = sa.select(reflections.c.id).where(*cut_off)
+    return sa.select(
+        name,
+        sa.select(sa.func.count()).select_from(counted).scalar_subquery().label("ready"),
+        oldest.correlate(names).scalar_subquery().label("oldest"),
+        soon.correlate(names).scalar_subquery().label("soon"),
+        rest.correlate(names).scalar_subquery().label("rest_until"),
+        lease.correlate(names).scalar_subquery().label("lease_until"),
+        owed.correlate(names).exists().label("owed"),
+    ).where(name.is_not(None))
+
+
+def _ready(name: Any, at: float, *, whatever: bool = False) -> tuple[Any, ...]:
+    ended = episodes.c.ready_at.is_not(None) if whatever else episodes.c.ready_at <= at
+    return episodes.c.namespace == name, UNREAD, ended
+
+
+def _streak(connection: sa.Connection, name: str, at: float, most: int) -> int:
+    """How many of the newest ready episodes, in a row, went badly; at most `most`."""
+    if not most:
+        return 0
+    query = sa.select(episodes.c.id, episodes.c.status).where(*_ready(name, at))
+    rows = connection.execute(query.order_by(episodes.c.ended_at.desc()).limit(most)).all()
+    judged = current(connection, [row.id for row in rows])
+    for number, row in enumerate(rows):
+        reward = combined(judged.get(row.id, ()))
+        if not (row.status == "failed" if reward is None else reward < BAD):
+            return number
+    return len(rows)
+
+
+def _known(connection: sa.Connection, episode_ids: Sequence[str]) -> list[str]:
+    known = set(connection.execute(sa.select(episodes.c.id).where(episodes.c.id.in_(episode_ids))).scalars())
+    if missing := [i for i in episode_ids if i not in known]:
+        raise EpisodeNotFoundError(missing[0])
+    return list(episode_ids)
+
+
+# What follows happens inside the transactions that claim, commit and fail.
+
+
+def check(connection: sa.Connection, quota: Quota, at: float) -> None:
+    """See whether another reflection may begin.
+
+    Raises:
+        QuotaError: If a limit is reached.
+    """
+    if quota.daily_tokens is not None and sum(_used(connection, at)) >= quota.daily_tokens:
+        what = f"The day's {quota.daily_tokens:,} tokens (daily_tokens, in UTC) are spent"
+        raise QuotaError(what, until_tomorrow(at), lasting=True)
+    if quota.at_once is None and quota.per_minute is None:
+        return
+    connection.execute(sa.select(meta.c.key).where(meta.c.key == "schema").with_for_update())  # one claim after another
+    live = sa.select(sa.func.count()).select_from(reflections).where(RUNNING, reflections.c.lease_until >= at)
+    if quota.at_once is not None and connection.execute(live).scalar_one() >= quota.at_once:
+        raise QuotaError(f"{quota.at_once} reflections are under way", 1.0)
+    if quota.per_minute is not None:
+        begun = sa.select(reflections.c.started_at).where(reflections.c.started_at > at - MINUTE)
+        nth = connection.execute(begun.order_by(reflections.c.started_at.desc()).offset(quota.per_minute - 1)).scalar()
+        if nth is not None:
+            raise QuotaError(f"{quota.per_minute} reflections began within a minute", max(0.0, nth + MINUTE - at))
+
+
+def note_failure(connection: sa.Connection, database: Database, namespace: Namespace, at: float) -> None:
+    """Let a namespace rest after a failed reflection, longer each time."""
+    name = to_key(namespace)
+    failures = (connection.execute(sa.select(table.c.failures).where(table.c.namespace == name)).scalar() or 0) + 1
+    until = at + rest_after(failures)
+    connection.execute(database.upsert(table, namespace=name, failures=failures, rest_until=until))
+
+
+def note_success(connection: sa.Connection, database: Database, namespace: Namespace, at: float) -> None:
+    """A reflection of a namespace was committed: nothing rests, nothing is owed."""
+    row = {"namespace": to_key(namespace), "failures": 0, "rest_until": 0.0, "reflected_at": at}
+    connection.execute(database.upsert(table, **row))
+
+
+def spend(connection: sa.Connection, database: Database, tokens: tuple[int, int], at: float) -> None:
+    """Count the tokens, read and written, of a reflection, whatever became of it."""
+    if any(tokens):
+        day = spent.c.day == day_of(at)
+        connection.execute(database.insert_new(spent).values(day=day_of(at)))
+        more = {"input_tokens": spent.c.input_tokens + tokens[0], "output_tokens": spent.c.output_tokens + tokens[1]}
+        connection.execute(spent.update().where(day).values(**more))
+
+
+def _used(connection: sa.Connection, at: float) -> tuple[int, int]:
+    query = sa.select(spent.c.input_tokens, spent.c.output_tokens).where(spent.c.day == day_of(at))
+    row = connection.execute(query).one_or_none()
+    return (row.input_tokens, row.output_tokens) if row else (0, 0)
