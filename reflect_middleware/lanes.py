@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Job = tuple[Callable[[], Any], "Future[Any]"]
+Job = tuple[Callable[[], Any], "Future[Any]", "frozenset[Lane]"]
 
 
 class Lane:
@@ -32,15 +32,15 @@ class Lane:
 
     @property
     def here(self) -> bool:
-        """Whether this is one of its own threads, where waiting for a job of it would never end."""
-        return getattr(_thread, "lane", None) is self
+        """Whether this is work of one of its own jobs, on whatever thread: there, waiting for it might never end."""
+        return self in _lanes.get()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Queue a job; never blocks. It takes no lock, so that a garbage collection may end a run at any point."""
         future: Future[T] = Future()
         if self._pid != os.getpid():
             self._start()
-        self._queue.put((job, future))
+        self._queue.put((job, future, _lanes.get()))
         return future
 
     def wait_idle(self, timeout: float | None = None) -> bool:
@@ -77,17 +77,21 @@ class Lane:
                 self._queue, self._pid = queue, pid
 
     def _run(self, queue: SimpleQueue[Job | None]) -> None:
-        _thread.lane = self
         while (item := queue.get()) is not None:
-            job, future = item
+            job, future, lanes = item
             try:
                 # A fresh context: nothing of the submitting run (callbacks, tracing) may leak into our work.
-                result = contextvars.Context().run(job)
+                result = contextvars.Context().run(_within, lanes | {self}, job)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
                 _settle(future.set_exception, error)
             else:
                 _settle(future.set_result, result)
             del item, job, future
+
+
+def _within(lanes: frozenset[Lane], job: Callable[[], T]) -> T:
+    _lanes.set(lanes)
+    return job()
 
 
 def _settle(setter: Callable[[Any], None], value: Any) -> None:
@@ -115,7 +119,8 @@ async def awaited(future: Future[T]) -> T:
 
 
 _starting = threading.RLock()
-_thread = threading.local()
+_lanes: contextvars.ContextVar[frozenset[Lane]] = contextvars.ContextVar("reflect_lanes", default=frozenset())
+"""Whose jobs this work belongs to: the lane's that runs it, and theirs that submitted it from a job of their own."""
 
 
 def _renew() -> None:

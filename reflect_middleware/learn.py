@@ -64,17 +64,17 @@ class Learner:
 
     def rewarded(self, namespace: Namespace) -> None:
         """A reward came, which may have made an episode ready."""
-        if self.options.run == "inline" and self.lane.here:  # from a reflector or from `on_reflection`
-            self.lane.submit(lambda: self._run_due(namespace))
-        elif self.options.run == "inline":
+        if self.options.run == "inline":
             self.run_due_and_wait(namespace)
         else:
             self.poke(namespace)
 
     def run_due_and_wait(self, namespace: Namespace) -> None:
-        """Run what is due now and wait for it."""
+        """Run what is due now and wait for it, unless a reflector or `on_reflection` asks, which it waits for."""
         self._remember(namespace)
-        self.lane.submit(lambda: self._run_due(namespace)).result()
+        due = self.lane.submit(lambda: self._run_due(namespace))
+        if not self.lane.here:
+            due.result()
 
     def reflect(self, namespace: Namespace) -> ReflectionReport:
         """Reflect on everything that has ended, in batches of the cadence's size, and wait for it."""

@@ -68,7 +68,7 @@ def test_a_day_is_one_of_utc() -> None:
     assert day_of(noon + until_tomorrow(noon)) == "2026-11-23"
 
 
-class Status(Exception):
+class StatusError(Exception):
     """What providers' clients raise: an error that knows the HTTP status."""
 
     def __init__(self, status_code: int) -> None:
@@ -77,23 +77,20 @@ class Status(Exception):
 
 
 def raised(cause: Exception) -> ReflectorError:
-    try:
-        try:
-            raise cause
-        except Exception as error:
-            raise ReflectorError("no usable answer") from error
-    except ReflectorError as error:
-        return error
+    """An error of ours with this cause."""
+    error = ReflectorError("no usable answer")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        (Status(429), True),
-        (Status(503), True),
-        (Status(401), True),
-        (Status(400), False),
-        (Status(413), False),
+        (StatusError(429), True),
+        (StatusError(503), True),
+        (StatusError(401), True),
+        (StatusError(400), False),
+        (StatusError(413), False),
         (ConnectionRefusedError(), True),
         (TimeoutError(), True),
         (LedgerError("away"), True),
@@ -102,7 +99,7 @@ def raised(cause: Exception) -> ReflectorError:
         (ValueError("no JSON"), False),
     ],
 )
-def test_an_outage_is_not_the_episodes_fault(cause: Exception, expected: bool) -> None:
+def test_an_outage_is_not_the_episodes_fault(cause: Exception, expected: Any) -> None:
     assert blameless(raised(cause)) is expected
 
 
