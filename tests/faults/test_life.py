@@ -96,6 +96,14 @@ class Home:
         with Reflection(path=self.folder / "ledger", store="exact") as reader:
             return [record.status for record in reversed(reader.reflections.list())]
 
+    def until_done(self) -> None:
+        """Wait until a reflection is committed."""
+        for _ in range(300):
+            if self.statuses()[-1] == "done":
+                return
+            time.sleep(0.2)  # nothing else tells of another process's reflection
+        pytest.fail(f"no reflection was committed: {self.statuses()}")
+
     def unread(self) -> int:
         """How many episodes wait; that the reader sees them means that none is lost."""
         with Reflection(path=self.folder / "ledger", store="exact") as reader:
@@ -328,13 +336,10 @@ def test_a_reload_goes_on_where_the_old_process_was(home: Home) -> None:
             pass
         time.sleep(0.1)  # nothing else tells that the new process listens
     httpx.get(f"{url}/run", timeout=30)
-    deadline = time.monotonic() + 60
-    while home.unread() and time.monotonic() < deadline:
-        time.sleep(0.2)  # nothing else tells of another process's reflection
+    home.until_done()
     process.send_signal(signal.SIGINT)
     ends(process, within=2.0 + MARGIN, code=None)
     assert home.unread() == 0
-    assert "done" in home.statuses()
 
 
 def worker(home: Home, **settings: Any) -> subprocess.Popen[str]:
@@ -381,9 +386,7 @@ def test_a_worker_that_is_killed_is_followed_by_another(home: Home) -> None:
     other = home.start(
         "-c", "from reflect_middleware.cli import main; main()", "worker", "--app", "app:reflection", "--poll", "0.1"
     )
-    deadline = time.monotonic() + 60
-    while home.unread() and time.monotonic() < deadline:
-        time.sleep(0.2)  # nothing else tells of another process's reflection
+    home.until_done()
     other.send_signal(signal.SIGTERM)
     ends(other, within=1.0 + MARGIN)
     assert home.statuses() == ["released", "done"]
