@@ -57,7 +57,7 @@ class Alarms(Generic[K]):
                 wait = min(self._times.values()) - time.monotonic()
                 if wait <= 0:
                     over = time.monotonic()
-                    due = [key for key, at in self._times.items() if at <= over]
+                    due = sorted((k for k, at in self._times.items() if at <= over), key=self._times.__getitem__)
                     for key in due:
                         del self._times[key]
                     return due

@@ -9,12 +9,13 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from langgraph.types import Command
 
 from reflect_middleware.boundary import session_here
-from reflect_middleware.errors import ReflectError
+from reflect_middleware.counters import REFUSED, Count, Counters, words
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
@@ -39,13 +40,14 @@ class Core:
         self.rules = {options.rule}
         """How the namespaces of all its agents are found."""
         self.parts = Parts(self)
+        self.counters = Counters(self._write_counts)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
         self.calls = Lane("calls", threads=4)
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer)
+        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer, self.counters.lane)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -89,19 +91,22 @@ class Core:
 
     def failed(self, where: str, error: BaseException) -> None:
         """Note a failure of ours: logged, the first of its kind as a warning, and counted for `reflect doctor`."""
-        kind, text = f"{where}:{type(error).__name__}", f"{type(error).__name__}: {error}".removesuffix(": ")
-        if kind in self._warned:
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        times = self.counters.repeats(f"{where}:{type(error).__name__}")
+        if times is None:
             logger.debug("reflect: %s failed again: %s", where, text)
         else:
-            self._warned.add(kind)
-            logger.warning("reflect: %s failed, the run goes on without it: %s", where, text)
+            again = f" ({times} times since this was last said)" if times > 1 else ""
+            logger.warning("reflect: %s failed, the run goes on without it: %s%s", where, words(error), again)
             logger.debug("reflect: where %s failed", where, exc_info=error)
-        self.keeper.writer.submit(lambda: self._count(where, text))
+        self.counters.add(where, text)
 
     def drain(self, timeout: float | None) -> bool:
         """Wait for records, rewards and due reflections; False if `timeout` seconds passed first."""
         end = None if timeout is None else time.monotonic() + timeout
-        return all(lane.wait_idle(None if end is None else max(0.0, end - time.monotonic())) for lane in self._lanes())
+        left: Callable[[], float | None] = lambda: None if end is None else max(0.0, end - time.monotonic())  # noqa: E731
+        done = all(lane.wait_idle(left()) for lane in self._lanes())
+        return self.counters.settle(left()) and done
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is queued, give running work `timeout` seconds (`exit_timeout`), release the rest."""
@@ -116,12 +121,13 @@ class Core:
                 self.parts.learner.lane.wait_idle(max(0.0, end - time.monotonic()))
         finally:  # also after a second Ctrl-C
             self.parts.close()
+            self.counters.close()
             for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
                 lane.stop()
 
     def renew(self) -> None:
         """Start afresh in a forked child."""
-        for part in (self.parts, self.finder, self.keeper):
+        for part in (self.parts, self.finder, self.keeper, self.counters):
             part.renew()
 
     def _lanes(self) -> list[Lane]:
@@ -144,7 +150,8 @@ class Core:
         principal = principal_of(config, overrides=self.options.run_overrides)
         namespace, why = spec.rule.resolve(config, context, spec.agent, principal)
         if namespace is None:
-            self._warn_once(f"no lessons and nothing learned for {spec.agent!r}: {why}")
+            self.counters.add(REFUSED, f"{spec.agent!r}: {why}")
+            self._warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
@@ -178,11 +185,8 @@ class Core:
                 self.failed("task", error)
         return task_text(graph_input)
 
-    def _count(self, where: str, text: str) -> None:
-        try:
-            self.parts.ledger.lessons.count(where, self._redacted(text))
-        except ReflectError:
-            logger.debug("reflect: cannot count a failure of %s", where, exc_info=True)
+    def _write_counts(self, counts: Mapping[str, Count]) -> None:
+        self.parts.ledger.health.add({n: replace(x, last=x.last and self._redacted(x.last)) for n, x in counts.items()})
 
     def _redacted(self, text: str) -> str:
         """An error's text as it may be stored: it can quote what the user wants kept out."""
@@ -193,9 +197,9 @@ class Core:
         except Exception:  # noqa: BLE001 - the user's callable, whose own failure this may be
             return text.partition(":")[0]
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, agent: str, text: str) -> None:
+        if agent not in self._warned:
+            self._warned.add(agent)
             logger.warning("reflect: %s", text)
 
 

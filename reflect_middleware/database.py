@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,25 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
-from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.connecting import explained, probe
+from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
-from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
+from reflect_middleware.opening import file_of, migrated, opened
+from reflect_middleware.places import identity
 
+logger = logging.getLogger(__name__)
 TICKET = "reflect_ticket"
+_inherited: list[Any] = []
+"""What came with a fork: kept, so that no garbage collection closes it."""
+PORTION = 1_000
+"""Most values in one list of a statement: databases allow 32,766 (older SQLite) or 65,535 (PostgreSQL)."""
+
+
+def portions(values: Iterable[str]) -> Iterator[list[str]]:
+    """The values in lists that a statement can take."""
+    left = iter(values)
+    while some := list(islice(left, PORTION)):
+        yield some
 
 
 class Database:
@@ -31,12 +49,20 @@ class Database:
     def __init__(self, url: str, *, fsync: bool = False) -> None:
         self.url = url
         self.fsync = fsync
+        self.clock = time.time
+        """This process's clock (epoch seconds)."""
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
+        self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
+        self._known: tuple[int, int] | None = None
+        self.file = file_of(url)
+        """SQLite's file; None for a ledger without one."""
+        self.on_replaced: Callable[[LedgerError], None] = lambda error: logger.warning("reflect: %s", error)
+        """Told that the file was deleted or replaced and another one opened: what was read before may be wrong."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -59,13 +85,15 @@ class Database:
         """One transaction: all of it is committed at the end of the block, or nothing."""
         ticket = 0
         try:
-            with gate.passing(), self._guarded(), self._open().begin() as connection:
-                if self.is_sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                finally:
-                    ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
+            with gate.passing(), self._guarded():
+                with self._open().begin() as connection:
+                    if self.is_sqlite:
+                        connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    try:
+                        yield connection
+                    finally:
+                        ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
+                self._still_in_place()
         finally:
             if ticket:
                 self._changes.end(ticket)
@@ -75,9 +103,69 @@ class Database:
         if self.is_sqlite and TICKET not in connection.info:
             connection.info[TICKET] = self._changes.begin()
 
+    def append(self, *inserts: tuple[Any, Sequence[Mapping[str, Any]]], unless: Any, given: Mapping[str, Any]) -> bool:
+        """Commit rows as one transaction by SQLite's own driver. Every run waits for it; `write` takes twice as long.
+
+        Args:
+            inserts: Statements as for `insert`, each with its rows.
+            unless: A query that is asked inside the transaction. If it finds anything, nothing is written.
+            given: The query's parameters.
+
+        Returns:
+            Whether it is done. If not, `write` has to do it: there is more to do than this, or it is no SQLite.
+        """
+        if not self.is_sqlite:
+            return False
+        with gate.passing(), self._guarded():
+            engine = self._open()
+            pooled = self._kept(engine)
+            driver: Any = pooled.driver_connection
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                for statement, rows in inserts:
+                    if rows:
+                        driver.executemany(self._text(statement, rows[0]), rows)
+                found = driver.execute(self._text(unless), given).fetchone()
+                driver.execute("COMMIT" if found is None else "ROLLBACK")
+            except BaseException:
+                pooled.close()  # back to the pool, which rolls back
+                raise
+            self._keep(engine, pooled)
+            self._still_in_place()
+        return found is None
+
     def mark(self) -> int | None:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
         return self._changes.mark()
+
+    def take_turn(self, connection: sa.Connection, what: str, *, shared: bool = False) -> None:
+        """Wait, inside a write transaction, until no other one that takes the same turn is under way.
+
+        Waiting takes milliseconds; to pass on instead could leave what has just been written to nobody. SQLite lets one
+        writer in at a time anyway.
+
+        Args:
+            connection: Of a write transaction. The turn ends with it.
+            what: The turn's name, within the ledger.
+            shared: Whether it goes together with others that share it.
+        """
+        if self.is_sqlite:
+            return
+        lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
+        name = sa.func.concat("reflect ", sa.func.current_schema(), " ", what)
+        connection.execute(sa.select(lock(sa.func.hashtextextended(name, 0))))
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The present time for statements (epoch seconds): PostgreSQL's own, whatever the clocks of its clients say."""
+        if self.is_sqlite:
+            return sa.literal(self.clock(), sa.Float)
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+    def at(self, moment: float) -> sa.ColumnElement[float]:
+        """A time of this process's clock (epoch seconds) as the ledger's clock tells it."""
+        if self.is_sqlite:
+            return sa.literal(moment, sa.Float)
+        return self.now() + sa.literal(moment - self.clock(), sa.Float)
 
     def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
         """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.
@@ -87,12 +175,8 @@ class Database:
             statement: One that is kept. Its columns are the first row's, and their values need no conversion.
             rows: All of the same columns; none is no work.
         """
-        if not rows:
-            return
-        if (text := self._texts.get(statement)) is None:
-            compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
-            text = self._texts[statement] = str(compiled)
-        connection.exec_driver_sql(text, list(rows))
+        if rows:
+            connection.exec_driver_sql(self._text(statement, rows[0]), list(rows))
 
     def insert_new(self, table: sa.Table) -> Any:
         """An INSERT that leaves a row alone that is already there."""
@@ -112,6 +196,28 @@ class Database:
             index_elements=keys, set_={k: statement.excluded[k] for k in columns if k not in keys}
         )
 
+    def probe(self) -> None:
+        """Ask the database something, a server on a connection of its own.
+
+        Raises:
+            LedgerError: If it does not answer within seconds.
+        """
+        with self._guarded():
+            if not self.is_sqlite:
+                probe(self.url)
+                return
+        with self.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def migrate(self) -> tuple[int | None, int]:
+        """Bring the ledger's schema to the present. Gives its version before (None: it was new) and now.
+
+        Raises:
+            LedgerError: If that is not possible; nothing is changed then.
+        """
+        with gate.passing(), self._guarded():
+            return migrated(self.url, self.url_shown)
+
     def close(self) -> None:
         """Close this process's connections for good."""
         with self._lock:
@@ -119,62 +225,101 @@ class Database:
             self._closed = True
             self._changes.close()
         if engine is not None and self._pid == os.getpid():
+            self._release()
             engine.dispose()
 
+    def _text(self, statement: Any, row: Mapping[str, Any] | None = None) -> str:
+        if (text := self._texts.get(statement)) is None:
+            keys = None if row is None else list(row)
+            text = self._texts[statement] = str(statement.compile(dialect=self._open().dialect, column_keys=keys))
+        return text
+
+    def _kept(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
+        """A connection for `append`: the last one, since the pool costs a tenth of what is done with it."""
+        try:
+            owner, pooled = self._appending.pop()  # taken, so that no other thread has it
+        except IndexError:
+            return engine.raw_connection()
+        if owner is engine:
+            return pooled
+        pooled.close()
+        return engine.raw_connection()
+
+    def _keep(self, engine: sa.Engine, pooled: sa.PoolProxiedConnection) -> None:
+        self._appending.append((engine, pooled))
+        if engine is not self._engine or len(self._appending) > 1:
+            self._release()
+
+    def _release(self) -> None:
+        """Give back what `append` has kept."""
+        while self._appending:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._appending.pop()[1].close()
+
     def _open(self) -> sa.Engine:
-        if self._engine is not None and self._pid == os.getpid():
-            return self._engine
+        engine = self._engine
+        if engine is not None and self._pid == os.getpid() and self._in_place():
+            return engine
+        self._refuse_if_closed()
+        made, known = opened(self.url, self.url_shown, fsync=self.fsync)  # without the lock: it may take seconds
         with self._lock:
-            if self._closed:
-                raise LedgerError("The ledger is closed: this Reflection was closed. Build a new one.")
-            if self._engine is None or self._pid != os.getpid():
-                if self._engine is not None:
-                    # Inherited by fork: its connections belong to the parent.
-                    self._engine.dispose(close=False)
-                engine = self._make()
-                metadata.create_all(engine)
-                self._changes = Changes(self._beside("-lessons"))
-                self._engine, self._pid = engine, os.getpid()
-        with self.write() as connection:
-            connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
-            if self.mark() is None:  # a process has died in the middle of a change, or this is the first one
+            self._refuse_if_closed(made)
+            if self._engine is not engine and self._engine is not None and self._pid == os.getpid():
+                made.dispose()  # another thread was faster
+                return self._engine
+            replaced = engine is not None and self._pid == os.getpid()
+            self._let_go()
+            self._changes = Changes(self._beside("-lessons"))
+            self._engine, self._pid, self._known = made, os.getpid(), known
+        if self.is_sqlite and (replaced or self.mark() is None):
+            with self.write() as connection:  # whatever others have read before, it has changed
                 self.changing(connection)
-        return self._engine
+        if replaced:
+            self.on_replaced(
+                LedgerUnavailableError(
+                    f"{self._gone()}, which goes on with the one that is there now."
+                    " `reflect restore` brings back the newest backup."
+                )
+            )
+        return made
+
+    def _refuse_if_closed(self, made: sa.Engine | None = None) -> None:
+        if self._closed:
+            if made is not None:
+                made.dispose()
+            raise LedgerError("The ledger is closed: this Reflection was closed. Build a new one.")
+
+    def _let_go(self) -> None:
+        """Leave the former engine: a parent's connections are not ours to close, those to a file that is gone are."""
+        if self._engine is not None and self._pid != os.getpid():
+            self._engine.dispose(close=False)
+            _inherited.append(self._appending)
+            self._appending = []
+        elif self._engine is not None:
+            self._release()
+            self._engine.dispose()
+
+    def _in_place(self) -> bool:
+        """Whether the file that was opened is still the one of that name."""
+        return self.file is None or identity(self.file) == (self._known or "unknown")
+
+    def _still_in_place(self) -> None:
+        """After a commit: what went into a file that is gone is not kept, and must not be acknowledged."""
+        if not self._in_place():
+            raise LedgerUnavailableError(f"{self._gone()} while something was written to it. Repeat that.")
+
+    def _gone(self) -> str:
+        return f"The ledger's file {str(self.file)!r} was deleted or replaced under this process"
 
     def _beside(self, ending: str) -> Path | None:
         """A file of ours next to SQLite's; None for a ledger without a file."""
-        file = sa.make_url(self.url).database if self.is_sqlite else None
-        return Path(file + ending) if file and file != ":memory:" else None
-
-    def _make(self) -> sa.Engine:
-        if not self.is_sqlite:
-            try:
-                return sa.create_engine(self.url, pool_pre_ping=True)
-            except ImportError as error:
-                raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
-        file = sa.make_url(self.url).database
-        if file:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        options = {"timeout": 30.0, "check_same_thread": False}
-        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named")
-        sa.event.listen(engine, "connect", self._on_connect)
-        return engine
-
-    def _on_connect(self, connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves; a read takes no lock
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout=30000")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={'FULL' if self.fsync else 'NORMAL'}")
-        cursor.close()
+        return None if self.file is None else Path(f"{self.file}{ending}")
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            what = getattr(error, "orig", None) or error
-            raise LedgerError(
-                f"The ledger at {self.url_shown} cannot be used: {what}. Check that it exists, is writable and is not"
-                " full; `reflect doctor` tells more."
-            ) from error
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if isinstance(error, LedgerError):
+                raise
+            raise explained(error, self.url) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +12,32 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database
+from reflect_middleware.database import Database, portions
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
-from reflect_middleware.schema import aliases, exposures, rewards
+from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
+from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
-ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries", "sampled"}
+ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
 """The columns that the writer fills; the others belong to the reflection."""
-WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
+STATISTICS = 500
+"""Of how many of the latest episodes that showed a lesson the rewards are looked at."""
+NAMED = "episodes and the rewards that wait for them"
+"""Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
+NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
+"""The id of an answer whose provider gives none."""
+WAITING = sa.select(sa.literal(1)).where(early).limit(1)
+REWARDED = sa.union_all(
+    sa.select(rewards.c.seq).where(early),
+    sa.select(rewards.c.seq).where(rewards.c.target == sa.bindparam("id")),
+)
+"""Rewards that came before the episode: those that wait for any, and its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,23 +84,27 @@ class EpisodeTable:
             "started_at": episode.started_at.timestamp(),
             "ended_at": episode.ended_at.timestamp() if episode.ended_at else None,
             "ready_at": record.ready_at,
+            "sampled": record.sampled,
             "size": len(body),
             "body": body,
         }
-        names, at = {*record.aliases, *episode.run_ids, episode.id}, time.time()
+        names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
+        if not record.rewards and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
+            return
         with self.db.write() as connection:
-            self.db.insert(connection, self._put, row)
-            self.db.insert(connection, self._name, *named)
-            self.db.insert(connection, self._expose, *exposed)
+            self.db.take_turn(connection, NAMED, shared=True)
+            for statement, rows in inserts:
+                self.db.insert(connection, statement, *rows)
             for reward in record.rewards:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
             if not record.sampled:
                 judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current)
-                connection.execute(table.update().where(table.c.id == episode.id, ~judged).values(sampled=False))
+                connection.execute(table.update().where(table.c.id == episode.id, judged).values(sampled=True))
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
@@ -99,11 +116,12 @@ class EpisodeTable:
     def reward_later(self, name: str, reward: Reward) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
+            self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
             found = self._resolve(connection, name)
             for episode_id in found:
                 add(connection, episode_id, reward)
             if not found:
-                add_later(connection, name, reward)
+                add_later(connection, _known_as(name), reward)
         return found
 
     def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
@@ -133,7 +151,7 @@ class EpisodeTable:
             EpisodeNotFoundError: If there is none of this id.
         """
         with self.db.read() as connection:
-            found = self._read(connection, table.c.id == episode_id)
+            found = self._by_id(connection, [episode_id])
         if not found:
             raise EpisodeNotFoundError(episode_id)
         return found[0]
@@ -141,8 +159,7 @@ class EpisodeTable:
     def many(self, ids: Sequence[str]) -> tuple[Episode, ...]:
         """The episodes of these ids, in this order; unknown ids are left out."""
         with self.db.read() as connection:
-            found = {e.id: e for e in self._read(connection, table.c.id.in_(ids))}
-        return tuple(found[i] for i in ids if i in found)
+            return tuple(self._by_id(connection, ids))
 
     def find(
         self,
@@ -161,28 +178,30 @@ class EpisodeTable:
             if value is not None:
                 where.append(column == value)
         if waiting:
-            where += [table.c.reflection_id == "", table.c.dead_letter == "", table.c.sampled]
+            where.append(sa.or_(unread, open_))
         if dead:
-            where.append(table.c.dead_letter != "")
+            where.append(given_up)
         with self.db.read() as connection:
-            return tuple(self._read(connection, *where, newest=True, limit=limit))
+            return tuple(self._newest(connection, *where, limit=limit))
 
     def latest(self, thread_id: str, namespace: Namespace | None = None) -> str | None:
         """The id of a thread's latest episode."""
-        found = self.find(thread_id=thread_id, namespace=namespace, limit=1)
-        return found[0].id if found else None
+        query = sa.select(table.c.id).where(table.c.thread_id == thread_id)
+        if namespace is not None:
+            query = query.where(table.c.namespace == to_key(namespace))
+        with self.db.read() as connection:
+            return connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
 
     def interrupted(self, agent: str, thread_id: str, checkpoint_ns: str) -> Episode | None:
         """The open episode that a resume of this thread goes on with."""
         with self.db.read() as connection:
-            found = self._read(
+            found = self._newest(
                 connection,
                 table.c.thread_id == thread_id,
                 table.c.checkpoint_ns == checkpoint_ns,
                 table.c.agent == agent,
-                table.c.status == "interrupted",
+                open_,
                 table.c.ready_at.is_(None),
-                newest=True,
                 limit=1,
             )
         return found[0] if found else None
@@ -192,7 +211,7 @@ class EpisodeTable:
         with self.db.write() as connection:
             connection.execute(
                 table.update()
-                .where(table.c.status == "interrupted", table.c.ready_at.is_(None), table.c.started_at < before)
+                .where(open_, table.c.ready_at.is_(None), table.c.started_at < before)
                 .values(status="abandoned", ready_at=0.0, ended_at=time.time())
             )
 
@@ -214,51 +233,87 @@ class EpisodeTable:
             return [row.lesson_id for row in connection.execute(query)]
 
     def lesson_statistics(self, lesson_ids: Iterable[str]) -> dict[str, tuple[int, float | None]]:
-        """For each lesson: in how many episodes it was shown, and the mean reward of those that have one."""
-        wanted = list(lesson_ids)
-        query = sa.select(exposures.c.lesson_id, exposures.c.episode_id).where(
-            exposures.c.lesson_id.in_(wanted), exposures.c.shown
-        )
-        with self.db.read() as connection:
-            pairs = connection.execute(query).all()
-            judged = current(connection, {pair.episode_id for pair in pairs})
-        shown: dict[str, list[float | None]] = {}
-        for lesson_id, episode_id in pairs:
-            shown.setdefault(lesson_id, []).append(combined(judged.get(episode_id, ())))
-        return {lesson_id: (len(values), _mean(values)) for lesson_id, values in shown.items()}
+        """For each lesson: in how many episodes it was shown, and their mean reward.
 
-    def _read(
-        self, connection: sa.Connection, *where: Any, newest: bool = False, limit: int | None = None
-    ) -> list[Episode]:
-        query = sa.select(table).where(*where)
-        query = query.order_by(table.c.started_at.desc() if newest else table.c.started_at).limit(limit)
-        rows = connection.execute(query).all()
-        ids = {row.id for row in rows}
+        The mean is over those that have a reward, of the `STATISTICS` latest ones by their ids, which grow with time.
+        """
+        counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
+        times: dict[str, int] = {}
+        judged: dict[tuple[str, str], list[Reward]] = {}
+        with self.db.read() as connection:
+            for some in portions(lesson_ids):
+                mine = counted.where(exposures.c.lesson_id.in_(some)).group_by(exposures.c.lesson_id)
+                times |= {row.lesson_id: row.times for row in connection.execute(mine)}
+                for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
+                    judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
+        earned: dict[str, list[float | None]] = {}
+        for (lesson_id, _), given in judged.items():
+            earned.setdefault(lesson_id, []).append(combined(given))
+        return {lesson_id: (count, _mean(earned.get(lesson_id, ()))) for lesson_id, count in times.items()}
+
+    def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
+        # Ids first: where no index has the order, a database then sorts ids and not bodies.
+        query = sa.select(table.c.id).where(*where).order_by(table.c.started_at.desc()).limit(limit)
+        return self._by_id(connection, connection.execute(query).scalars().all())
+
+    def _by_id(self, connection: sa.Connection, ids: Sequence[str]) -> list[Episode]:
+        """The episodes of these ids, in this order; unknown ids are left out."""
         judged = current(connection, ids)
         exposed: dict[str, list[Exposure]] = {}
-        for row in connection.execute(
-            sa.select(exposures).where(exposures.c.episode_id.in_(ids)).order_by(exposures.c.position)
-        ):
-            exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
-        return [_episode(row, judged.get(row.id, ()), exposed.get(row.id, ())) for row in rows]
+        rows: dict[str, Any] = {}
+        for some in portions(ids):
+            for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
+                exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+            rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
+        return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
     def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
         given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
         has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
-        when = sa.case((has_reward, 0.0), else_=ready_at) if at_once else ready_at
+        counts_at = self.db.at(ready_at)
+        when = sa.case((has_reward, 0.0), else_=counts_at) if at_once else counts_at
         ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
         connection.execute(table.update().where(*ended).values(ready_at=when))
 
     def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
+        alias = _known_as(alias)
         query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
         found = [row.episode_id for row in connection.execute(query)]
         if found and not alias.startswith("out:"):
             return found[:1]
         if not found:
-            roots = sa.select(table.c.id).where(table.c.root_run_id == alias, table.c.parent_id == "")
+            roots = sa.select(table.c.id).where(nested, table.c.root_run_id == alias, table.c.parent_id == "")
             found = [row.id for row in connection.execute(roots)]
         return found
+
+
+def _latest() -> sa.Select[str, str, str]:
+    """Lessons with the rewards of the latest episodes that showed them: a short walk over an index for each lesson."""
+    inner = exposures.alias()
+    oldest = (
+        sa.select(inner.c.episode_id)
+        .where(inner.c.lesson_id == lessons.c.id, inner.c.shown)
+        .order_by(inner.c.episode_id.desc())
+        .limit(1)
+        .offset(STATISTICS - 1)
+        .scalar_subquery()
+    )
+    late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
+    pair = (exposures.c.lesson_id == lessons.c.id) & exposures.c.shown & late
+    given = (rewards.c.target == exposures.c.episode_id) & rewards.c.current & ~rewards.c.waiting
+    query = sa.select(lessons.c.id, rewards.c.target, rewards.c.body)
+    return query.join_from(lessons, exposures, pair).join(rewards, given)
+
+
+_LATEST = _latest()
+_EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+
+
+def _known_as(name: str) -> str:
+    """The name that is kept: of an answer that LangChain has named after its model call, the call's run id."""
+    found = NAMED_AFTER_ITS_CALL.fullmatch(name)
+    return found[1] if found else name
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

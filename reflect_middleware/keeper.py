@@ -16,6 +16,7 @@ from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
+from reflect_middleware.telemetry import evaluated, remember
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Keeper:
         if not session.plan.learn:
             return None
         self._remember(session)
+        remember(session.episode_id, session.span_context)
         if status == "failed" and session.plan.execution:
             self._note_attempt(session)
         ended = now()
@@ -96,6 +98,8 @@ class Keeper:
         except Exception as failure:  # noqa: BLE001 - nobody waits for a record at `durability="queue"`
             self.core.failed("record", failure)
             return ""
+        for reward in record.rewards:
+            evaluated(record.episode.id, reward)
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
         return record.episode.id
@@ -169,7 +173,8 @@ class Keeper:
         episodes = self.core.parts.ledger.episodes
         try:
             for reward in call(fn, episodes.get(episode_id)):
-                episodes.reward(episode_id, self.cleaned(reward))
+                episodes.reward(episode_id, cleaned := self.cleaned(reward))
+                evaluated(episode_id, cleaned)
         except Exception as error:  # noqa: BLE001 - the user's callable
             self.core.failed("reward", error)
         episodes.open_for_reflection(episode_id, ended + self.core.options.reward_wait)

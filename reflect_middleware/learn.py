@@ -17,6 +17,7 @@ from reflect_middleware.errors import ConfigurationError, QuotaError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
+from reflect_middleware.signals import carried
 from reflect_middleware.types import Namespace, ReflectionReport, new_id
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Learner:
 
     def reflect(self, namespace: Namespace) -> ReflectionReport:
         """Reflect on everything that has ended, in batches of the cadence's size, and wait for it."""
-        return self.lane.submit(lambda: self._reflect_on_all(namespace)).result()
+        return self.lane.submit(carried(lambda: self._reflect_on_all(namespace))).result()
 
     def step(
         self, namespace: Namespace, *, quota: Quota | None = None, closing: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reflect_middleware.database import Database
 from reflect_middleware.episodes_table import EpisodeTable
+from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.work_table import WorkTable
@@ -23,6 +24,7 @@ class Ledger:
         self.lessons = LessonTable(self.database)
         self.reflections = ReflectionTable(self.database, self.lessons)
         self.work = WorkTable(self.database)
+        self.health = HealthTable(self.database)
 
     def close(self) -> None:
         """Close this process's connections for good."""

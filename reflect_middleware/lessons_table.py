@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database
+from reflect_middleware.database import Database, portions
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.schema import counters, lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.schema import lesson_sources, lesson_versions, meta, namespaces
 from reflect_middleware.schema import lessons as table
 from reflect_middleware.types import Lesson, Namespace
 
@@ -43,6 +43,8 @@ STATE = sa.select(
 """Asked by every run: built once."""
 
 
+STANDING = ("active", "candidate")
+"""The statuses of lessons that are in use, or may be."""
 FRESH_SECONDS = 5.0
 """How long a namespace's state is believed unchanged at most: shared memory can fail on odd file systems."""
 STATES = 4_096
@@ -56,6 +58,15 @@ class LessonTable:
         self.db = database
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
+
+    def lock(self, connection: sa.Connection, ids: Iterable[str], episode_ids: Iterable[str]) -> None:
+        """Let nobody else change these lessons, and those that rest on these episodes, until the transaction ends.
+
+        All at once and in the order of their ids, as a reward does it: two transactions never wait for each other.
+        """
+        resting = sa.select(lesson_sources.c.lesson_id).where(lesson_sources.c.episode_id.in_(list(episode_ids)))
+        query = sa.select(table.c.id).where(sa.or_(table.c.id.in_(list(ids)), table.c.id.in_(resting)))
+        connection.execute(query.order_by(table.c.id).with_for_update())
 
     def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
         """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
@@ -99,16 +110,20 @@ class LessonTable:
 
     def many(self, ids: Sequence[str]) -> tuple[Lesson, ...]:
         """The lessons of these ids, in this order; unknown ids are left out."""
+        found: dict[str, Lesson] = {}
         with self.db.read() as connection:
-            rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(ids))).all()
-        found = {row.id: Lesson.model_validate_json(row.body) for row in rows}
+            for some in portions(ids):
+                rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(some)))
+                found |= {row.id: Lesson.model_validate_json(row.body) for row in rows}
         return tuple(found[i] for i in ids if i in found)
 
-    def find(self, namespace: Namespace, status: str | None = None) -> tuple[Lesson, ...]:
-        """The lessons of a namespace, the oldest first."""
+    def find(self, namespace: Namespace, status: str | None = None, *, standing: bool = False) -> tuple[Lesson, ...]:
+        """The lessons of a namespace, the oldest first; `standing` leaves out the retired ones, which pile up."""
         where: list[Any] = [table.c.namespace == to_key(namespace)]
         if status is not None:
             where.append(table.c.status == status)
+        if standing:
+            where.append(table.c.status.in_(STANDING))
         with self.db.read() as connection:
             rows = connection.execute(sa.select(table.c.body).where(*where)).all()
         found = [Lesson.model_validate_json(row.body) for row in rows]
@@ -146,6 +161,10 @@ class LessonTable:
             self._states[namespace] = mark, at, found
         return found
 
+    def forget(self) -> None:
+        """Ask the ledger again: it is another one now."""
+        self._states.clear()
+
     def known_state(self, namespace: Namespace) -> tuple[int, bool] | None:
         """As `state`, if nothing has changed since this process last asked; else None. Never blocks."""
         mark, at, found = self._states.get(namespace, (None, 0.0, None))
@@ -164,9 +183,13 @@ class LessonTable:
             return connection.execute(sa.select(meta.c.value).where(meta.c.key == "paused")).scalar() == "1"
 
     def indexed(self, namespace: Namespace, after: int, embedder: str) -> list[Indexed]:
-        """What changed in a namespace after a revision, for the index."""
+        """What changed in a namespace after a revision, for the index; after 0 without what is retired.
+
+        Retired lessons pile up in the course of time, and who starts from nothing need not hear of them.
+        """
         query = sa.select(table.c.id, table.c.status, table.c.revision, table.c.vector, table.c.embedder).where(
-            table.c.namespace == to_key(namespace), table.c.revision > after
+            table.c.namespace == to_key(namespace),
+            table.c.revision > after if after else table.c.status.in_(STANDING),
         )
         with self.db.read() as connection:
             rows = connection.execute(query.order_by(table.c.id)).all()
@@ -182,34 +205,24 @@ class LessonTable:
 
     def set_vectors(self, namespace: Namespace, vectors: dict[str, bytes], embedder: str) -> None:
         """Store vectors that were missing or came from another embedder."""
-        with self.db.write() as connection:
-            revision = self._next_revision(connection, namespace)
-            for lesson_id, vector in vectors.items():
-                connection.execute(
-                    table.update()
-                    .where(table.c.id == lesson_id)
-                    .values(vector=vector, embedder=embedder, revision=revision)
-                )
+        for some in portions(vectors):
+            with self.db.write() as connection:
+                new = {"embedder": embedder, "revision": self._next_revision(connection, namespace)}
+                rows = [{"lesson": lesson_id, "vector": vectors[lesson_id], **new} for lesson_id in some]
+                connection.execute(table.update().where(table.c.id == sa.bindparam("lesson")), rows)
+
+    def without_vectors(self, namespace: Namespace, embedder: str) -> list[str]:
+        """Ids of the active lessons that this embedder has not seen."""
+        other = sa.or_(table.c.embedder < embedder, table.c.embedder > embedder)  # an index can be asked so, `!=` not
+        query = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "active", other)
+        with self.db.read() as connection:
+            return list(connection.execute(query.order_by(table.c.id)).scalars())
 
     def namespaces(self) -> tuple[Namespace, ...]:
         """Every namespace that ever had a lesson."""
         with self.db.read() as connection:
             rows = connection.execute(sa.select(namespaces.c.namespace).order_by(namespaces.c.namespace)).all()
         return tuple(from_key(row.namespace) for row in rows)
-
-    def count(self, name: str, last: str = "") -> None:
-        """Add one to a counter of things that went wrong."""
-        with self.db.write() as connection:
-            row = connection.execute(sa.select(counters.c.count).where(counters.c.name == name)).scalar()
-            connection.execute(
-                self.db.upsert(counters, name=name, count=(row or 0) + 1, last=last[:2_000], at=time.time())
-            )
-
-    def counts(self) -> dict[str, tuple[int, str, float]]:
-        """All counters: how often, the last message, and when (epoch seconds)."""
-        with self.db.read() as connection:
-            rows = connection.execute(sa.select(counters)).mappings()
-            return {row["name"]: (row["count"], row["last"], row["at"]) for row in rows}
 
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
         self.db.changing(connection)

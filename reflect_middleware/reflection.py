@@ -21,6 +21,8 @@ from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, names_of, unit
 from reflect_middleware.session import Session, Spec
+from reflect_middleware.signals import carried
+from reflect_middleware.telemetry import evaluated
 from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
@@ -448,7 +450,10 @@ class Reflection:
         found = self._found(target, thread_id, namespace)
         for episode_id in found:
             table.reward(episode_id, reward)
-        for episode_id in found or table.reward_later(_run_id(target), reward):
+        known = found or table.reward_later(_run_id(target), reward)
+        for episode_id in known or [_run_id(target)]:
+            evaluated(episode_id, reward)
+        for episode_id in known:
             core.parts.learner.rewarded(table.get(episode_id).namespace)
 
     def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
@@ -480,7 +485,7 @@ class Reflection:
         )
 
     async def _twin(self, work: Callable[[], R]) -> R:
-        return await awaited(self._core.calls.submit(work))
+        return await awaited(self._core.calls.submit(carried(work)))
 
 
 def _run_id(target: Any) -> str:

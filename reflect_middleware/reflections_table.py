@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,13 @@ from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import changed_since, lock, mark_for_review
-from reflect_middleware.schema import episodes
+from reflect_middleware.schema import episodes, running, unread, waits
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
-from reflect_middleware.work_table import check, note_failure, note_success, spend
+from reflect_middleware.work_table import SLACK, check, note_failure, note_success, ready, spend
+
+LAST = 1e18
+"""After every time (epoch seconds)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,38 +42,44 @@ class ReflectionTable:
         self.db = database
         self.lessons = lessons
 
-    def ready(self, namespace: Namespace, at: float | None = None) -> int:
-        """How many episodes of a namespace count towards K at a time (epoch seconds; now by default)."""
-        query = sa.select(sa.func.count()).where(*_ready(namespace, time.time() if at is None else at))
+    def ready(self, namespace: Namespace, at: float | None = None, *, most: int | None = None) -> int:
+        """How many episodes of a namespace count towards K at a time (epoch seconds; now by default).
+
+        Args:
+            namespace: The namespace.
+            at: The time.
+            most: Counting stops here, whatever a backlog holds; None counts them all.
+        """
+        found = sa.select(sa.literal(1)).where(*self._ready(namespace, self.db.now() if at is None else at)).limit(most)
         with self.db.read() as connection:
-            return int(connection.execute(query).scalar_one())
+            return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
 
     def next_ready_at(self, namespace: Namespace) -> float | None:
-        """When the next waiting episode will count (epoch seconds); None if none waits."""
-        soon = sa.select(sa.func.min(episodes.c.ready_at)).where(
-            *_ready(namespace, float("1e18")), episodes.c.ready_at > time.time()
+        """When the next waiting episode will count (epoch seconds of this process's clock); None if none waits."""
+        now = self.db.now()
+        soon = sa.select(sa.func.min(episodes.c.ready_at) - now).where(
+            episodes.c.namespace == to_key(namespace), waits, episodes.c.ready_at > now
         )
         with self.db.read() as connection:
-            return connection.execute(soon).scalar()
+            wait = connection.execute(soon).scalar()
+        return None if wait is None else self.db.clock() + wait
 
     def waiting(self) -> tuple[Namespace, ...]:
         """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(
-            episodes.c.ready_at.is_not(None), episodes.c.dead_letter == "", episodes.c.reflection_id == ""
-        )
-        stuck = sa.select(table.c.namespace).where(table.c.status == "running", table.c.lease_until < time.time())
+        free = sa.select(episodes.c.namespace).where(unread)
+        stuck = sa.select(table.c.namespace).where(*self._over())
         with self.db.read() as connection:
             rows = connection.execute(sa.union(free, stuck)).all()
         return tuple(from_key(row.namespace) for row in rows)
 
     def release_expired(self) -> tuple[Namespace, ...]:
         """Give back the batches of processes that have died; gives the namespaces of which there were any."""
-        late = sa.select(table.c.namespace).where(table.c.status == "running", table.c.lease_until < time.time())
+        late = sa.select(table.c.namespace).where(*self._over())
         with self.db.read() as connection:
             names = {from_key(row.namespace) for row in connection.execute(late)}
         for namespace in names:
             with self.db.write() as connection:
-                self._release_expired(connection, namespace, time.time())
+                self._release_expired(connection, namespace)
         return tuple(sorted(names))
 
     def claim(
@@ -93,15 +101,15 @@ class ReflectionTable:
         Raises:
             QuotaError: If there is something to take, but a limit is reached.
         """
-        at = time.time()
         with self.db.write() as connection:
-            self._release_expired(connection, namespace, at)
-            busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "running")
+            self.db.take_turn(connection, f"claim {to_key(namespace)}")  # one reflection of a namespace at a time
+            self._release_expired(connection, namespace)
+            busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), running)
             if connection.execute(busy).first() is not None:
                 return None
             query = (
                 sa.select(episodes.c.id)
-                .where(*_ready(namespace, float("1e18") if whatever else at))
+                .where(*self._ready(namespace, LAST if whatever else self.db.now()))
                 .order_by(episodes.c.ended_at, episodes.c.id)
                 .limit(at_most)
                 .with_for_update(skip_locked=True)
@@ -110,7 +118,7 @@ class ReflectionTable:
             if len(ids) < max(1, at_least):
                 return None
             if quota is not None:
-                check(connection, quota, at)
+                check(connection, self.db, quota)
             claim = Claim(id=new_id(), namespace=namespace, owner=owner, episodes=ids)
             connection.execute(episodes.update().where(episodes.c.id.in_(ids)).values(reflection_id=claim.id))
             record = ReflectionRecord(id=claim.id, namespace=namespace, status="running", episodes=ids)
@@ -120,8 +128,9 @@ class ReflectionTable:
                     namespace=to_key(namespace),
                     status="running",
                     owner=owner,
-                    lease_until=at + lease,
-                    started_at=at,
+                    lease_until=self.db.now() + lease,
+                    lease=lease,
+                    started_at=self.db.now(),
                     body=record.model_dump_json(),
                 )
             )
@@ -130,7 +139,7 @@ class ReflectionTable:
     def renew(self, claim: Claim, lease: float) -> bool:
         """Hold the claim for another `lease` seconds; False if it is no longer ours."""
         with self.db.write() as connection:
-            done = table.update().where(*_mine(claim)).values(lease_until=time.time() + lease)
+            done = table.update().where(*_mine(claim)).values(lease_until=self.db.now() + lease, lease=lease)
             return connection.execute(done).rowcount == 1
 
     def commit(
@@ -158,12 +167,13 @@ class ReflectionTable:
                 return None
             told = read or {}
             lock(connection, told)  # before the lessons, as a reward does
+            self.lessons.lock(connection, [*(change.lesson.id for change in changes), *reviewed], told)
             done = self.lessons.apply(connection, changes, embedder)
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
-            note_success(connection, self.db, claim.namespace, time.time())
-            spend(connection, self.db, tokens, time.time())
+            note_success(connection, self.db, claim.namespace)
+            spend(connection, self.db, tokens)
             return done
 
     def amend(self, record: ReflectionRecord) -> None:
@@ -193,19 +203,19 @@ class ReflectionTable:
             How many episodes were dead-lettered.
         """
         with self.db.write() as connection:
-            spend(connection, self.db, tokens, time.time())
+            spend(connection, self.db, tokens)
             if connection.execute(table.update().where(*_mine(claim)).values(status="failed")).rowcount != 1:
                 return 0
             self._body(connection, record)
-            note_failure(connection, self.db, claim.namespace, time.time())
-            mine = episodes.c.reflection_id == claim.id
+            note_failure(connection, self.db, claim.namespace)
+            mine = _batch(claim.id, claim.episodes)
             tried = episodes.c.tries + (0 if tries is None else 1)
             last = sa.false() if tries is None else tried >= tries
-            dead = sa.select(sa.func.count()).select_from(episodes).where(mine, last)
+            dead = sa.select(sa.func.count()).select_from(episodes).where(*mine, last)
             given_up = int(connection.execute(dead).scalar_one())
             connection.execute(
                 episodes.update()
-                .where(mine)
+                .where(*mine)
                 .values(
                     reflection_id="",
                     tries=tried,
@@ -218,9 +228,7 @@ class ReflectionTable:
         """Give the batch back without counting a try."""
         with self.db.write() as connection:
             if connection.execute(table.update().where(*_mine(claim)).values(status="released")).rowcount == 1:
-                connection.execute(
-                    episodes.update().where(episodes.c.reflection_id == claim.id).values(reflection_id="")
-                )
+                connection.execute(episodes.update().where(*_batch(claim.id, claim.episodes)).values(reflection_id=""))
 
     def get(self, reflection_id: str) -> ReflectionRecord:
         """One reflection.
@@ -249,22 +257,25 @@ class ReflectionTable:
     def _body(self, connection: sa.Connection, record: ReflectionRecord) -> None:
         connection.execute(table.update().where(table.c.id == record.id).values(body=record.model_dump_json()))
 
-    def _release_expired(self, connection: sa.Connection, namespace: Namespace, at: float) -> None:
-        late = (table.c.namespace == to_key(namespace), table.c.status == "running", table.c.lease_until < at)
-        for row in connection.execute(sa.select(table.c.id).where(*late)).all():
+    def _release_expired(self, connection: sa.Connection, namespace: Namespace) -> None:
+        late = (table.c.namespace == to_key(namespace), *self._over())
+        for row in connection.execute(sa.select(table.c.id, table.c.body).where(*late).with_for_update()).all():
+            claimed = ReflectionRecord.model_validate_json(row.body).episodes
             connection.execute(table.update().where(table.c.id == row.id).values(status="released"))
-            connection.execute(episodes.update().where(episodes.c.reflection_id == row.id).values(reflection_id=""))
+            connection.execute(episodes.update().where(*_batch(row.id, claimed)).values(reflection_id=""))
+
+    def _over(self) -> tuple[Any, ...]:
+        """A running reflection whose lease has ended. One that reaches further than a lease can is of a wrong clock."""
+        now = self.db.now()
+        return running, sa.or_(table.c.lease_until < now, table.c.lease_until - table.c.lease > now + SLACK)
+
+    def _ready(self, namespace: Namespace, at: Any) -> tuple[Any, ...]:
+        return ready(self.db, to_key(namespace), at)
 
 
-def _ready(namespace: Namespace, at: float) -> tuple[Any, ...]:
-    return (
-        episodes.c.namespace == to_key(namespace),
-        episodes.c.reflection_id == "",
-        episodes.c.dead_letter == "",
-        episodes.c.sampled,
-        episodes.c.ready_at.is_not(None),
-        episodes.c.ready_at <= at,
-    )
+def _batch(reflection_id: str, claimed: Sequence[str]) -> tuple[Any, ...]:
+    """Those of a claim's episodes that are still its own, found by their ids."""
+    return episodes.c.id.in_(claimed), episodes.c.reflection_id == reflection_id
 
 
 def _mine(claim: Claim) -> tuple[Any, ...]:

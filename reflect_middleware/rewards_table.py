@@ -8,7 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.schema import episodes, lesson_sources, lessons
+from reflect_middleware.database import portions
+from reflect_middleware.schema import early, episodes, lesson_sources, lessons
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
 
@@ -21,11 +22,10 @@ WAITING_SECONDS = 7 * 86_400.0
 def current(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
     """The standing rewards of these episodes, the oldest first; episodes without one are left out."""
     found: dict[str, list[Reward]] = {}
-    query = sa.select(table.c.target, table.c.body).where(
-        table.c.target.in_(list(ids)), table.c.current, ~table.c.waiting
-    )
-    for row in connection.execute(query.order_by(table.c.seq)):
-        found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
+    query = sa.select(table.c.target, table.c.body).where(table.c.current, ~table.c.waiting).order_by(table.c.seq)
+    for some in portions(ids):
+        for row in connection.execute(query.where(table.c.target.in_(some))):
+            found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
     return found
 
 
@@ -63,15 +63,16 @@ def insert(connection: sa.Connection, target: str, reward: Reward, *, waiting: b
 def add_later(connection: sa.Connection, name: str, reward: Reward) -> None:
     """Keep a reward for an episode that is not known yet; of those that wait, the oldest are forgotten."""
     insert(connection, name, reward, waiting=True)
-    newest = sa.select(table.c.seq).where(table.c.waiting).order_by(table.c.seq.desc())
+    newest = sa.select(table.c.seq).where(early).order_by(table.c.seq.desc())
     last_kept = newest.limit(1).offset(WAITING_REWARDS - 1).scalar_subquery()
     too_many = table.c.seq < sa.func.coalesce(last_kept, 0)
-    connection.execute(table.delete().where(table.c.waiting, sa.or_(~_fresh(), too_many)))
+    connection.execute(table.delete().where(early, sa.or_(~_fresh(), too_many)))
 
 
 def adopt(connection: sa.Connection, episode_id: str, names: Iterable[str]) -> None:
     """Give an episode the rewards that have waited for it under one of its names."""
-    query = sa.select(table).where(table.c.target.in_(list(names)), table.c.waiting, _fresh()).order_by(table.c.seq)
+    waiting = table.c.waiting != sa.false()  # not `early`: a few names, in an index, among thousands that may wait
+    query = sa.select(table).where(table.c.target.in_(list(names)), waiting, _fresh()).order_by(table.c.seq)
     for row in connection.execute(query).all():
         connection.execute(table.delete().where(table.c.seq == row.seq))
         add(connection, episode_id, Reward.model_validate_json(row.body))
@@ -84,6 +85,9 @@ def mark_for_review(connection: sa.Connection, ids: Iterable[str]) -> None:
         .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
         .where(lesson_sources.c.episode_id.in_(list(ids)), lessons.c.status != "retired")
         .order_by(lessons.c.id)
+        .with_for_update(
+            of=lessons
+        )  # the body is written back: what another transaction has just put there must be in it
     )
     for row in connection.execute(query).all():
         lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})

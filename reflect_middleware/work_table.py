@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from reflect_middleware.due import Overview, Quota, Standing, day_of, rest_after
 from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import current
-from reflect_middleware.schema import episodes, meta, reflections, spent
+from reflect_middleware.schema import dead, episodes, reflections, running, spent, unread, waits
 from reflect_middleware.schema import work as table
 from reflect_middleware.types import Namespace, combined
 
@@ -23,10 +22,12 @@ COUNTED = 1_000
 BAD = 0.5
 """A reward below this is a failure for `OnFailures`."""
 MINUTE = 60.0
-EMPTY = sa.literal_column("''", sa.Text)
-UNREAD = sa.and_(episodes.c.reflection_id == EMPTY, episodes.c.dead_letter == EMPTY, episodes.c.sampled)
-DEAD = episodes.c.dead_letter != EMPTY
-RUNNING = reflections.c.status == sa.literal_column("'running'", sa.Text)
+SLACK = 1.0
+"""Seconds by which a clock may be put back unnoticed."""
+
+
+EVER = 1e18
+"""After every time (epoch seconds)."""
 
 
 class WorkTable:
@@ -48,10 +49,9 @@ class WorkTable:
 
     def under_way(self) -> dict[Namespace, float]:
         """The namespaces with a reflection under way, and for how many seconds its lease holds; below 0: it is over."""
-        query = sa.select(reflections.c.namespace, sa.func.max(reflections.c.lease_until).label("until")).where(RUNNING)
-        at = time.time()
+        query = sa.select(reflections.c.namespace, sa.func.max(reflections.c.lease_until).label("until")).where(running)
         with self.db.read() as connection:
-            rows = connection.execute(query.group_by(reflections.c.namespace)).all()
+            rows, at = connection.execute(query.group_by(reflections.c.namespace)).all(), clock_of(connection, self.db)
         return {from_key(row.namespace): row.until - at for row in rows}
 
     def retry(
@@ -73,29 +73,29 @@ class WorkTable:
         with self.db.write() as connection:
             if episode_ids is not None:
                 where.append(episodes.c.id.in_(_known(connection, episode_ids)))
-            query = sa.select(episodes.c.id, episodes.c.namespace).where(DEAD, *where).with_for_update()
+            query = sa.select(episodes.c.id, episodes.c.namespace).where(dead, *where).with_for_update()
             rows = connection.execute(query.order_by(episodes.c.started_at)).all()
             names = {row.namespace for row in rows}
-            connection.execute(episodes.update().where(DEAD, *where).values(dead_letter="", tries=0))
+            connection.execute(episodes.update().where(dead, *where).values(dead_letter="", tries=0))
             connection.execute(table.update().where(table.c.namespace.in_(names)).values(failures=0, rest_until=0.0))
         return {row.id: from_key(row.namespace) for row in rows}
 
     def overview(self, daily_tokens: int | None = None) -> Overview:
         """How the work of the whole ledger stands; `daily_tokens` is what a day may use."""
-        at = time.time()
-        over = sa.func.coalesce(sa.func.sum(sa.case((reflections.c.lease_until < at, 1), else_=0)), 0)
         rests = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(table.c.failures), 0))
         with self.db.read() as connection:
-            running, stuck = connection.execute(sa.select(sa.func.count(), over).where(RUNNING)).one()
+            at = clock_of(connection, self.db)
+            over = sa.func.coalesce(sa.func.sum(sa.case((reflections.c.lease_until < at, 1), else_=0)), 0)
+            under_way, stuck = connection.execute(sa.select(sa.func.count(), over).where(running)).one()
             resting, failures = connection.execute(rests.where(table.c.rest_until > at)).one()
-            dead = connection.execute(sa.select(sa.func.count()).select_from(episodes).where(DEAD)).scalar_one()
+            given_up = connection.execute(sa.select(sa.func.count()).select_from(episodes).where(dead)).scalar_one()
             used = _used(connection, at)
         return Overview(
-            running=running - stuck,
+            running=under_way - stuck,
             stuck=stuck,
             resting=resting,
             most_failures=failures,
-            dead=dead,
+            dead=given_up,
             input_tokens=used[0],
             output_tokens=used[1],
             daily_tokens=daily_tokens,
@@ -104,15 +104,17 @@ class WorkTable:
     def _standings(
         self, names: sa.CTE, cadence: Cadence, *, whatever: bool = False, closing: bool = False
     ) -> tuple[Standing, ...]:
-        at, most = time.time(), max(COUNTED, cadence.batch)
+        most = max(COUNTED, cadence.batch)
         with self.db.read() as connection:
+            at = clock_of(connection, self.db)
+            rows = connection.execute(_query(self.db, names, at, most, whatever=whatever)).all()
             return tuple(
                 Standing(
                     namespace=from_key(row.namespace),
                     backlog=Backlog(
                         ready=row.ready,
                         oldest=max(0.0, at - row.oldest) if row.oldest is not None else 0.0,
-                        failures=_streak(connection, row.namespace, at, cadence.streak) if row.ready else 0,
+                        failures=_streak(connection, self.db, row.namespace, at, cadence.streak) if row.ready else 0,
                         closing=closing,
                     ),
                     owed=bool(row.owed),
@@ -120,23 +122,22 @@ class WorkTable:
                     rests=max(0.0, (row.rest_until or 0.0) - at),
                     held=max(0.0, (row.lease_until or 0.0) - at),
                 )
-                for row in connection.execute(_query(names, at, most, whatever=whatever)).all()
+                for row in rows
             )
 
 
 def _unread_namespaces() -> sa.CTE:
     """Their names, found by going from each to the next one in the index."""
-    names = sa.select(sa.func.min(episodes.c.namespace).label("namespace")).where(UNREAD).cte("names", recursive=True)
-    after = sa.select(sa.func.min(episodes.c.namespace)).where(UNREAD, episodes.c.namespace > names.c.namespace)
+    names = sa.select(sa.func.min(episodes.c.namespace).label("namespace")).where(unread).cte("names", recursive=True)
+    after = sa.select(sa.func.min(episodes.c.namespace)).where(unread, episodes.c.namespace > names.c.namespace)
     return names.union_all(sa.select(after.correlate(names).scalar_subquery()).where(names.c.namespace.is_not(None)))
 
 
-def _query(names: sa.CTE, at: float, most: int, *, whatever: bool) -> sa.Select[Any]:
+def _query(database: Database, names: sa.CTE, at: float, most: int, *, whatever: bool) -> sa.Select[Any]:
     """Where the named namespaces stand; no part of it reads more than `most` episodes of one."""
     name = names.c.namespace
-    ready = _ready(name, at, whatever=whatever)
-    counted = sa.select(sa.literal(1)).where(*ready).limit(most).correlate(names).subquery()
-    waits = (episodes.c.namespace == name, UNREAD, episodes.c.ready_at > sa.literal_column("0"))
+    counts = ready(database, name, EVER if whatever else at)
+    counted = sa.select(sa.literal(1)).where(*counts).limit(most).correlate(names).subquery()
     rest = sa.select(table.c.rest_until).where(table.c.namespace == name)
     last = sa.select(table.c.reflected_at).where(table.c.namespace == name)
     cut_off = (
@@ -144,9 +145,11 @@ def _query(names: sa.CTE, at: float, most: int, *, whatever: bool) -> sa.Select[
         reflections.c.status == "released",
         reflections.c.started_at > sa.func.coalesce(last.correlate(names).scalar_subquery(), 0.0),
     )
-    oldest = sa.select(episodes.c.ended_at).where(*ready).order_by(episodes.c.ended_at).limit(1)
-    soon = sa.select(sa.func.min(episodes.c.ready_at)).where(*waits, episodes.c.ready_at > at)
-    lease = sa.select(sa.func.max(reflections.c.lease_until)).where(reflections.c.namespace == name, RUNNING)
+    oldest = sa.select(episodes.c.ended_at).where(*counts).order_by(episodes.c.ended_at).limit(1)
+    soon = sa.select(sa.func.min(episodes.c.ready_at)).where(
+        episodes.c.namespace == name, waits, episodes.c.ready_at > at
+    )
+    lease = sa.select(sa.func.max(reflections.c.lease_until)).where(reflections.c.namespace == name, running)
     owed = sa.select(reflections.c.id).where(*cut_off)
     return sa.select(
         name,
@@ -159,16 +162,24 @@ def _query(names: sa.CTE, at: float, most: int, *, whatever: bool) -> sa.Select[
     ).where(name.is_not(None))
 
 
-def _ready(name: Any, at: float, *, whatever: bool = False) -> tuple[Any, ...]:
-    ended = episodes.c.ready_at.is_not(None) if whatever else episodes.c.ready_at <= at
-    return episodes.c.namespace == name, UNREAD, ended
+def ready(database: Database, name: Any, at: Any) -> tuple[Any, ...]:
+    """Which episodes of a namespace, by its key, count towards K at a time of the ledger's clock."""
+    counts = episodes.c.ready_at <= at
+    if database.is_sqlite:  # it ended in the future: the clock was put back since, and how long it waits is unknown
+        counts = sa.or_(counts, episodes.c.ended_at > database.now() + SLACK)
+    return episodes.c.namespace == name, unread, counts
 
 
-def _streak(connection: sa.Connection, name: str, at: float, most: int) -> int:
+def clock_of(connection: sa.Connection, database: Database) -> float:
+    """The ledger's time (epoch seconds)."""
+    return database.clock() if database.is_sqlite else float(connection.execute(sa.select(database.now())).scalar_one())
+
+
+def _streak(connection: sa.Connection, database: Database, name: str, at: float, most: int) -> int:
     """How many of the newest ready episodes, in a row, went badly; at most `most`."""
     if not most:
         return 0
-    query = sa.select(episodes.c.id, episodes.c.status).where(*_ready(name, at))
+    query = sa.select(episodes.c.id, episodes.c.status).where(*ready(database, name, at))
     rows = connection.execute(query.order_by(episodes.c.ended_at.desc()).limit(most)).all()
     judged = current(connection, [row.id for row in rows])
     for number, row in enumerate(rows):
@@ -188,19 +199,20 @@ def _known(connection: sa.Connection, episode_ids: Sequence[str]) -> list[str]:
 # What follows happens inside the transactions that claim, commit and fail.
 
 
-def check(connection: sa.Connection, quota: Quota, at: float) -> None:
+def check(connection: sa.Connection, database: Database, quota: Quota) -> None:
     """See whether another reflection may begin.
 
     Raises:
         QuotaError: If a limit is reached.
     """
+    at = clock_of(connection, database)
     if quota.daily_tokens is not None and sum(_used(connection, at)) >= quota.daily_tokens:
         what = f"The day's {quota.daily_tokens:,} tokens (daily_tokens, in UTC) are spent"
         raise QuotaError(what, until_tomorrow(at), lasting=True)
     if quota.at_once is None and quota.per_minute is None:
         return
-    connection.execute(sa.select(meta.c.key).where(meta.c.key == "schema").with_for_update())  # one claim after another
-    live = sa.select(sa.func.count()).select_from(reflections).where(RUNNING, reflections.c.lease_until >= at)
+    database.take_turn(connection, "quota")
+    live = sa.select(sa.func.count()).select_from(reflections).where(running, reflections.c.lease_until >= at)
     if quota.at_once is not None and connection.execute(live).scalar_one() >= quota.at_once:
         raise QuotaError(f"{quota.at_once} reflections are under way", 1.0)
     if quota.per_minute is not None:
@@ -210,25 +222,27 @@ def check(connection: sa.Connection, quota: Quota, at: float) -> None:
             raise QuotaError(f"{quota.per_minute} reflections began within a minute", max(0.0, nth + MINUTE - at))
 
 
-def note_failure(connection: sa.Connection, database: Database, namespace: Namespace, at: float) -> None:
+def note_failure(connection: sa.Connection, database: Database, namespace: Namespace) -> None:
     """Let a namespace rest after a failed reflection, longer each time."""
     name = to_key(namespace)
     failures = (connection.execute(sa.select(table.c.failures).where(table.c.namespace == name)).scalar() or 0) + 1
-    until = at + rest_after(failures)
+    until = clock_of(connection, database) + rest_after(failures)
     connection.execute(database.upsert(table, namespace=name, failures=failures, rest_until=until))
 
 
-def note_success(connection: sa.Connection, database: Database, namespace: Namespace, at: float) -> None:
+def note_success(connection: sa.Connection, database: Database, namespace: Namespace) -> None:
     """A reflection of a namespace was committed: nothing rests, nothing is owed."""
+    at = clock_of(connection, database)
     row = {"namespace": to_key(namespace), "failures": 0, "rest_until": 0.0, "reflected_at": at}
     connection.execute(database.upsert(table, **row))
 
 
-def spend(connection: sa.Connection, database: Database, tokens: tuple[int, int], at: float) -> None:
+def spend(connection: sa.Connection, database: Database, tokens: tuple[int, int]) -> None:
     """Count the tokens, read and written, of a reflection, whatever became of it."""
     if any(tokens):
-        day = spent.c.day == day_of(at)
-        connection.execute(database.insert_new(spent).values(day=day_of(at)))
+        today = day_of(clock_of(connection, database))
+        day = spent.c.day == today
+        connection.execute(database.insert_new(spent).values(day=today))
         more = {"input_tokens": spent.c.input_tokens + tokens[0], "output_tokens": spent.c.output_tokens + tokens[1]}
         connection.execute(spent.update().where(day).values(**more))
 
