@@ -44,33 +44,6 @@ class Quota:
     """Reflections begun within 60 seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """How the work on a ledger stands."""
-
-    running: int = 0
-    """Reflections under way."""
-    stuck: int = 0
-    """Reflections whose process has died: their lease is over, and the next worker or run takes them up."""
-    resting: int = 0
-    """Namespaces that wait after a failed reflection."""
-    most_failures: int = 0
-    """Failed reflections in a row of the namespace that has most of them."""
-    dead: int = 0
-    """Dead-lettered episodes."""
-    input_tokens: int = 0
-    """Read by today's reflections (a day of UTC)."""
-    output_tokens: int = 0
-    """Written by today's reflections."""
-    daily_tokens: int | None = None
-    """What a day may use; None: no limit."""
-
-    @property
-    def spent(self) -> bool:
-        """Whether reflections wait for the next day."""
-        return self.daily_tokens is not None and self.input_tokens + self.output_tokens >= self.daily_tokens
-
-
 def is_due(standing: Standing, cadence: Cadence) -> bool:
     """Whether a reflection of this namespace may begin: one is due, nothing rests and none is under way."""
     free = not standing.rests and not standing.held

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from reflect_middleware.cadence import Backlog, Cadence
 from reflect_middleware.database import Database
-from reflect_middleware.due import Overview, Quota, Standing, day_of, rest_after, until_tomorrow
+from reflect_middleware.due import Quota, Standing, day_of, rest_after, until_tomorrow
 from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import current
@@ -79,27 +79,6 @@ class WorkTable:
             connection.execute(episodes.update().where(dead, *where).values(dead_letter="", tries=0))
             connection.execute(table.update().where(table.c.namespace.in_(names)).values(failures=0, rest_until=0.0))
         return {row.id: from_key(row.namespace) for row in rows}
-
-    def overview(self, daily_tokens: int | None = None) -> Overview:
-        """How the work of the whole ledger stands; `daily_tokens` is what a day may use."""
-        rests = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(table.c.failures), 0))
-        with self.db.read() as connection:
-            at = clock_of(connection, self.db)
-            over = sa.func.coalesce(sa.func.sum(sa.case((reflections.c.lease_until < at, 1), else_=0)), 0)
-            under_way, stuck = connection.execute(sa.select(sa.func.count(), over).where(running)).one()
-            resting, failures = connection.execute(rests.where(table.c.rest_until > at)).one()
-            given_up = connection.execute(sa.select(sa.func.count()).select_from(episodes).where(dead)).scalar_one()
-            used = _used(connection, at)
-        return Overview(
-            running=under_way - stuck,
-            stuck=stuck,
-            resting=resting,
-            most_failures=failures,
-            dead=given_up,
-            input_tokens=used[0],
-            output_tokens=used[1],
-            daily_tokens=daily_tokens,
-        )
 
     def _standings(
         self, names: sa.CTE, cadence: Cadence, *, whatever: bool = False, closing: bool = False
@@ -206,7 +185,7 @@ def check(connection: sa.Connection, database: Database, quota: Quota) -> None:
         QuotaError: If a limit is reached.
     """
     at = clock_of(connection, database)
-    if quota.daily_tokens is not None and sum(_used(connection, at)) >= quota.daily_tokens:
+    if quota.daily_tokens is not None and _used(connection, at) >= quota.daily_tokens:
         what = f"The day's {quota.daily_tokens:,} tokens (daily_tokens, in UTC) are spent"
         raise QuotaError(what, until_tomorrow(at), lasting=True)
     if quota.at_once is None and quota.per_minute is None:
@@ -247,7 +226,6 @@ def spend(connection: sa.Connection, database: Database, tokens: tuple[int, int]
         connection.execute(spent.update().where(day).values(**more))
 
 
-def _used(connection: sa.Connection, at: float) -> tuple[int, int]:
-    query = sa.select(spent.c.input_tokens, spent.c.output_tokens).where(spent.c.day == day_of(at))
-    row = connection.execute(query).one_or_none()
-    return (row.input_tokens, row.output_tokens) if row else (0, 0)
+def _used(connection: sa.Connection, at: float) -> int:
+    query = sa.select(spent.c.input_tokens + spent.c.output_tokens).where(spent.c.day == day_of(at))
+    return int(connection.execute(query).scalar() or 0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reflect_middleware import AfterSeconds, EveryEpisodes, OnClose, OnFailures, Reflection, testing
+from reflect_middleware.due import day_of
 from reflect_middleware.errors import ConfigurationError, EpisodeNotFoundError
 
 from .conftest import RULE, adding, agent
@@ -35,6 +36,16 @@ def path_of(reflection: Any) -> str:
 def sql(reflection: Any, statement: str) -> None:
     with reflection._core.parts.ledger.database.write() as connection:
         connection.exec_driver_sql(statement)
+
+
+def spent(reflection: Any) -> int:
+    """Today's tokens."""
+    return int(reflection._core.parts.ledger.health.spent(day_of(time.time())))
+
+
+def failures(reflection: Any) -> list[int]:
+    """In a row, of the namespaces that rest."""
+    return [rest.failures for rest in reflection._core.parts.ledger.health.resting()]
 
 
 class Seen:
@@ -174,8 +185,7 @@ def test_a_day_has_its_tokens_in_all_processes(make: Any, caplog: pytest.LogCapt
     assert len(second.episodes.list(waiting=True)) == 2
     assert "daily_tokens" in second.reflect().error
     assert len([r for r in caplog.records if "1,000 tokens" in r.getMessage()]) == 1
-    overview = second._core.parts.ledger.work.overview(1_000)
-    assert (overview.input_tokens, overview.output_tokens, overview.spent) == (1_200, 200, True)
+    assert spent(second) == 1_400
     sql(second, "UPDATE spent SET day = '2020-01-01'")  # the next day
     assert len(second.reflect().episodes) == 2
 
@@ -183,10 +193,7 @@ def test_a_day_has_its_tokens_in_all_processes(make: Any, caplog: pytest.LogCapt
 def test_failed_reflections_cost_tokens_too_and_unknown_ones_are_guessed(make: Any) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: "no idea"), every=1)
     ran(reflection, "Refund order 1")
-    overview = reflection._core.parts.ledger.work.overview()
-    assert overview.input_tokens > 100
-    assert overview.output_tokens > 0
-    assert not overview.spent
+    assert spent(reflection) > 200
 
 
 def test_after_a_failure_the_namespace_rests_in_every_process(make: Any) -> None:
@@ -197,11 +204,10 @@ def test_after_a_failure_the_namespace_rests_in_every_process(make: Any) -> None
     ran(second, "Refund order 2")
     assert second.work() == ()
     assert reflector.calls == []
-    overview = second._core.parts.ledger.work.overview()
-    assert (overview.resting, overview.most_failures) == (1, 1)
+    assert failures(second) == [1]
     sql(second, "UPDATE work SET rest_until = 1")
     assert [len(r.episodes) for r in second.work()] == [1, 1]
-    assert second._core.parts.ledger.work.overview().most_failures == 0
+    assert failures(second) == []
 
 
 def test_in_the_background_it_is_tried_again_when_the_rest_is_over(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +234,7 @@ def test_an_outage_uses_up_no_tries(make: Any) -> None:
         assert "no route" in reflection.reflect().error
     (episode,) = reflection.episodes.list(waiting=True)
     assert episode.dead_letter == ""
-    assert reflection._core.parts.ledger.work.overview().most_failures == 6
+    assert failures(reflection) == [6]
 
 
 def test_a_model_that_cannot_be_built_uses_up_no_tries(make: Any) -> None:
@@ -252,7 +258,6 @@ def test_dead_letters_are_listed_with_their_reason_and_tried_again(make: Any, ca
     assert len(dead) == 2
     assert all("no usable answer" in episode.dead_letter for episode in dead)
     assert [r.levelno for r in caplog.records if "given up" in r.getMessage()] == [logging.ERROR]
-    assert reflection._core.parts.ledger.work.overview().dead == 2
     with pytest.raises(EpisodeNotFoundError, match="'nobody'"):
         reflection.episodes.retry("nobody")
     assert reflection.episodes.retry(dead[0].id) == (dead[0].id,)
