@@ -63,7 +63,7 @@ class Keeper:
         done = self.writer.submit(lambda: self._write(session, status, error, ended))
         if self.core.options.run == "inline":
             settled = self.judge.submit(lambda: self._settle(done, session, ended.timestamp()))
-            return done if self.judge.here else settled  # a run inside a reflector, which the judge waits for
+            return done if self.judge.within else settled  # a run inside a reflector, which the judge waits for
         return None if self.core.options.durability == "queue" else done
 
     def result(self, given: Any) -> str | None:

@@ -32,7 +32,12 @@ class Lane:
 
     @property
     def here(self) -> bool:
-        """Whether this is work of one of its own jobs, on whatever thread: there, waiting for it might never end."""
+        """Whether this is one of its own threads, where waiting for a job of it would never end."""
+        return getattr(_thread, "lane", None) is self
+
+    @property
+    def within(self) -> bool:
+        """Whether this is work that one of its jobs has begun, on whatever thread: that job may be waiting for it."""
         return self in _lanes.get()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
@@ -77,6 +82,7 @@ class Lane:
                 self._queue, self._pid = queue, pid
 
     def _run(self, queue: SimpleQueue[Job | None]) -> None:
+        _thread.lane = self
         while (item := queue.get()) is not None:
             job, future, lanes = item
             try:
@@ -119,6 +125,7 @@ async def awaited(future: Future[T]) -> T:
 
 
 _starting = threading.RLock()
+_thread = threading.local()
 _lanes: contextvars.ContextVar[frozenset[Lane]] = contextvars.ContextVar("reflect_lanes", default=frozenset())
 """Whose jobs this work belongs to: the lane's that runs it, and theirs that submitted it from a job of their own."""
 

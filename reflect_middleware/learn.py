@@ -74,7 +74,7 @@ class Learner:
         """Run what is due now and wait for it, unless a reflector or `on_reflection` asks, which it waits for."""
         self._remember(namespace)
         due = self.lane.submit(lambda: self._run_due(namespace))
-        if not self.lane.here:
+        if not self.lane.within:
             due.result()
 
     def reflect(self, namespace: Namespace) -> ReflectionReport:
