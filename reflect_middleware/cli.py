@@ -236,7 +236,7 @@ def resume(reflection: Reflection, view: View) -> None:
 @app.command()
 @opened(creates=True)
 def doctor(reflection: Reflection, view: View) -> None:
-    """Check ledger, embedder, store and model (yours with --app); exit code 1 if one has a problem."""
+    """Say how everything is doing and what to do (your own parts with --app); exit code 1 if there is a problem."""
     findings = reflection.doctor()
     view.findings(findings)
     if not all(finding.ok for finding in findings):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reflect_middleware.advice import Finding
 from reflect_middleware.types import (
     EditOutcome,
     Episode,
@@ -29,6 +30,7 @@ from reflect_middleware.types import (
 SHORT = 8
 """Last characters of an id in a table, enough to name it in the next command; the first ones may be a time."""
 
+LEVELS = {"ok": "ok", "advice": "advice", "problem": "PROBLEM"}
 LESSON = ("id", "status", "version", "shown", "when", "do")
 
 
@@ -131,9 +133,9 @@ class View:
         edits = {f"edit {number}": _outcome(outcome) for number, outcome in enumerate(record.outcomes, 1)}
         self._fields(record, fields | edits)
 
-    def findings(self, found: Sequence[Any]) -> None:
+    def findings(self, found: Sequence[Finding]) -> None:
         """What `doctor` found."""
-        rows = [("ok" if f.ok else "PROBLEM", f.check, f.message) for f in found]
+        rows = [(LEVELS[f.level], f.check, f.message) for f in found]
         self._list(found, ("", "check", "finding"), rows, nothing="Nothing to check.")
 
     def say(self, text: str, **data: Any) -> None:

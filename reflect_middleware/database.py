@@ -20,8 +20,10 @@ from reflect_middleware.changes import Changes
 from reflect_middleware.connecting import explained, probe
 from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
+from reflect_middleware.hung import Connections
 from reflect_middleware.opening import file_of, migrated, opened
 from reflect_middleware.places import identity
+from reflect_middleware.watchdog import fence
 
 logger = logging.getLogger(__name__)
 TICKET = "reflect_ticket"
@@ -55,6 +57,7 @@ class Database:
         self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
+        self._connections: Connections | None = None
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
         self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
@@ -91,6 +94,8 @@ class Database:
                         connection.exec_driver_sql("BEGIN IMMEDIATE")
                     try:
                         yield connection
+                        if (check := fence.get()) is not None:
+                            check()
                     finally:
                         ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
                 self._still_in_place()
@@ -126,6 +131,8 @@ class Database:
                     if rows:
                         driver.executemany(self._text(statement, rows[0]), rows)
                 found = driver.execute(self._text(unless), given).fetchone()
+                if (check := fence.get()) is not None:
+                    check()
                 driver.execute("COMMIT" if found is None else "ROLLBACK")
             except BaseException:
                 pooled.close()  # back to the pool, which rolls back
@@ -228,6 +235,11 @@ class Database:
             self._release()
             engine.dispose()
 
+    def renew_connections(self, seconds: float) -> None:
+        """After a server was away: open new connections, and end old ones that have been in use for so long."""
+        if self._connections is not None and (number := self._connections.renew(seconds)):
+            logger.info("reflect: %d connections to the ledger were ended, nothing came on them any more", number)
+
     def _text(self, statement: Any, row: Mapping[str, Any] | None = None) -> str:
         if (text := self._texts.get(statement)) is None:
             keys = None if row is None else list(row)
@@ -271,6 +283,7 @@ class Database:
             self._let_go()
             self._changes = Changes(self._beside("-lessons"))
             self._engine, self._pid, self._known = made, os.getpid(), known
+            self._connections = None if self.is_sqlite else Connections(made)
         if self.is_sqlite and (replaced or self.mark() is None):
             with self.write() as connection:  # whatever others have read before, it has changed
                 self.changing(connection)

@@ -1,76 +1,179 @@
-"""What works here and what does not."""
+"""What works here and what does not: brings the facts that `advice.py` judges."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reflect_middleware.types import Frozen
+from reflect_middleware import advice
+from reflect_middleware.advice import Finding
+from reflect_middleware.errors import ReflectError
+from reflect_middleware.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
+    from reflect_middleware.health_table import HealthTable
 
-
-class Finding(Frozen):
-    """One checked thing."""
-
-    check: str
-    ok: bool
-    message: str
-    """What was found, and what to do where it is not ok."""
+__all__ = ["Finding", "examine"]
+NAMESPACES = 20
+"""Of so many namespaces the store is compared with the ledger."""
+SETTLE_SECONDS = 5.0
+"""How long the store may take to get in step before it is compared."""
+Check = Callable[["Core"], Iterable[Finding]]
 
 
 def examine(core: Core) -> tuple[Finding, ...]:
-    """Check ledger, embedder, store, model and what has failed so far. Opens what it checks; asks no chat model."""
-    checks: tuple[tuple[str, Callable[[Core], str]], ...] = (
-        ("ledger", _ledger),
-        ("embedder", _embedder),
-        ("store", _store),
-        ("model", _model),
-    )
-    core.counters.settle(None)
-    found = [_checked(core, name, check) for name, check in checks]
-    if found[0].ok:
-        found += [
-            Finding(
-                check=f"failures: {name}", ok=False, message=f"{x.count} so far, the last {_ago(x.at)} ago: {x.last}"
-            )
-            for name, x in sorted(core.parts.ledger.health.counts().items())
-        ]
+    """Check everything that can be checked without asking a chat model. Opens what it checks."""
+    core.counters.settle(core.options.exit_timeout)
+    found = _checked(core, "ledger", _ledger)
+    for name, check in HERE:
+        found += _checked(core, name, check)
+    if found[0].ok or found[0].facts:  # else it cannot be read, which is said once
+        for name, check in IN_THE_LEDGER:
+            found += _checked(core, name, check)
     return tuple(found)
 
 
-def _checked(core: Core, name: str, check: Callable[[Core], str]) -> Finding:
+def _checked(core: Core, name: str, check: Check) -> list[Finding]:
     try:
-        return Finding(check=name, ok=True, message=check(core))
+        return list(check(core))
     except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
-        return Finding(check=name, ok=False, message=f"{type(error).__name__}: {error}")
+        return [Finding(check=name, level="problem", message=f"{type(error).__name__}: {error}")]
 
 
-def _ledger(core: Core) -> str:
-    ledger = core.parts.ledger
-    waiting = len(ledger.episodes.find(waiting=True, limit=None))
-    state = "paused" if ledger.lessons.paused() else "running"
-    return f"{ledger.database.url_shown}; {state}; {waiting} episodes wait for a reflection"
+def _health(core: Core) -> HealthTable:
+    return core.parts.ledger.health
 
 
-def _embedder(core: Core) -> str:
+def _ledger(core: Core) -> Iterable[Finding]:
+    place, database = _health(core).place(), core.parts.ledger.database
+    free = None
+    if database.is_sqlite and (folder := Path(database.url.partition(":///")[2]).parent).is_dir():
+        free = shutil.disk_usage(folder).free
+    yield advice.ledger(
+        database.url_shown,
+        mode=place.mode,
+        schema=place.schema,
+        expected=SCHEMA_VERSION,
+        size=place.bytes,
+        paused=place.paused,
+        free=free,
+    )
+
+
+def _embedder(core: Core) -> Iterable[Finding]:
     vector = core.parts.embedder.embed_query("a probe sentence")
-    return f"{core.parts.embedder.id}, {vector.shape[0]} dimensions"
+    made_by: Mapping[str, int] = {}
+    with contextlib.suppress(ReflectError):  # of the ledger, which has a finding of its own
+        made_by = _health(core).lessons().embedders
+    yield advice.vectors(core.parts.embedder.id, vector.shape[0], made_by)
 
 
-def _store(core: Core) -> str:
-    core.parts.index.open()
-    return f"{core.options.store!r}; searches go over {core.parts.index.describe()}"
+def _store(core: Core) -> Iterable[Finding]:
+    index, ledger = core.parts.index, core.parts.ledger
+    held = index.open()
+    index.lane.wait_idle(SETTLE_SECONDS)
+    near = ledger.lessons.namespaces()[:NAMESPACES] if index.is_open else ()
+    behind = {namespace: index.gap(namespace) for namespace in near}
+    yield advice.store(repr(core.options.store), index.describe(), held=held, behind=behind)
 
 
-def _model(core: Core) -> str:
+def _model(core: Core) -> Iterable[Finding]:
     if core.options.model is None and core.options.reflector is None:
-        return "none: episodes are recorded, nothing is reflected on until a Reflection has a model"
-    return f"{core.options.reflector or core.options.model!r:.80} (not asked here)"
+        said = "none: episodes are recorded, nothing is reflected on until a Reflection has a model"
+    else:
+        said = f"{core.options.reflector or core.options.model!r:.80} (not asked here)"
+    yield Finding(check="model", message=said)
 
 
-def _ago(at: float) -> str:
-    seconds = max(0.0, time.time() - at)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"  # noqa: PLR2004 - two minutes
+def _spool(core: Core) -> Iterable[Finding]:
+    waits = core.keeper.outage.waiting()
+    yield advice.spool(waits.count, waits.oldest, waits.dropped)
+
+
+def _episodes(core: Core) -> Iterable[Finding]:
+    from reflect_middleware.health_table import SAMPLE
+
+    found = _health(core).episodes()
+    yield advice.episodes(
+        total=found.total,
+        waiting=found.waiting,
+        oldest=None if found.oldest is None else _since(found.oldest),
+        interrupted=found.interrupted,
+        dead=found.dead,
+        reason=found.dead_reason,
+        sampled_out=found.sampled_out,
+        of=min(SAMPLE, found.total),
+    )
+
+
+def _reflections(core: Core) -> Iterable[Finding]:
+    table = _health(core)
+    done, failed = table.newest_reflection("done"), table.newest_reflection("failed")
+    yield advice.reflections(
+        done=None if done is None else _since(done[0]),
+        failed=None if failed is None else _since(failed[0]),
+        reason="" if failed is None else failed[1].error,
+        running=[(row.namespace, row.owner, row.lease) for row in table.running()],
+    )
+
+
+def _resting(core: Core) -> Iterable[Finding]:
+    yield advice.resting([(row.namespace, row.failures, row.seconds) for row in _health(core).resting()])
+
+
+def _lessons(core: Core) -> Iterable[Finding]:
+    found = _health(core).lessons()
+    yield advice.lessons(found.by_status, found.needs_review, approval=core.options.approval)
+
+
+def _prompt(core: Core) -> Iterable[Finding]:
+    from reflect_middleware.health_table import SAMPLE
+
+    limits = core.options.limits
+    never = _health(core).never_shown()
+    yield advice.prompt(never, top_k=limits.top_k, token_budget=limits.token_budget, of=SAMPLE)
+
+
+def _rewards(core: Core) -> Iterable[Finding]:
+    found = _health(core).delays()
+    yield advice.rewards(found.late, found.seconds, reward_wait=core.options.reward_wait)
+
+
+def _tokens(core: Core) -> Iterable[Finding]:
+    budget = getattr(core.options, "daily_tokens", None)
+    yield advice.tokens(_health(core).spent(datetime.now(UTC).date().isoformat()), budget)
+
+
+def _failures(core: Core) -> Iterable[Finding]:
+    for name, found in sorted(_health(core).counts().items()):
+        yield advice.failure(name, found.count, found.last, _since(found.at))
+
+
+def _since(at: float) -> float:
+    return time.time() - at
+
+
+HERE: tuple[tuple[str, Check], ...] = (
+    ("embedder", _embedder),
+    ("store", _store),
+    ("model", _model),
+    ("spool", _spool),
+)
+"""What this process uses."""
+IN_THE_LEDGER: tuple[tuple[str, Check], ...] = (
+    ("episodes", _episodes),
+    ("reflections", _reflections),
+    ("back-off", _resting),
+    ("tokens", _tokens),
+    ("lessons", _lessons),
+    ("prompt", _prompt),
+    ("rewards", _rewards),
+    ("failures", _failures),
+)
+"""What the ledger knows of all processes."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.counters import LATE, RESTING
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.retrieve import Choice, choose
 from reflect_middleware.session import Plan
@@ -58,7 +59,7 @@ class Finder:
         """
         if not plan.use_lessons and plan.resume is None:
             return
-        if time.monotonic() < self._rest_until:
+        if self._resting():
             self.core.counters.add(RESTING)
             return
         if self.nothing_to_find(plan):
@@ -73,7 +74,7 @@ class Finder:
         A run in sync code whose ledger is a local file saves two changes of threads.
         """
         parts, options = self.core.parts, self.core.options
-        if not plan.use_lessons or plan.resume is not None or time.monotonic() < self._rest_until:
+        if not plan.use_lessons or plan.resume is not None or self._resting():
             return None
         if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
             return None
@@ -112,9 +113,16 @@ class Finder:
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._rest_until = time.monotonic() + BREAKER_SECONDS
+        outage = self.core.keeper.outage
         if isinstance(error, TimeoutError):
             self.core.counters.add(LATE, f"not within retrieve_timeout={self.core.options.retrieve_timeout} s")
+            outage.doubt()
+        elif isinstance(error, LedgerError) and error.temporary:
+            outage.lost(error)
         self.core.failed("retrieve", error)
+
+    def _resting(self) -> bool:
+        return time.monotonic() < self._rest_until or self.core.keeper.outage.unreachable
 
     def _warm_up(self, namespace: Namespace) -> None:
         if self.core.parts.ledger.lessons.state(namespace)[0]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +84,8 @@ class Running:
     id: str
     namespace: Namespace
     owner: str
-    lease_until: float
+    lease: float
+    """Seconds until its lease ends, by the ledger's clock; below 0 it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,9 @@ class Resting:
 
     namespace: Namespace
     failures: int
-    until: float
+    """In a row."""
+    seconds: float
+    """For how long it still rests, by the ledger's clock."""
 
 
 class HealthTable:
@@ -201,14 +203,14 @@ class HealthTable:
 
     def running(self) -> tuple[Running, ...]:
         """The reflections under way, and those whose process has died."""
-        query = sa.select(
-            reflections.c.id, reflections.c.namespace, reflections.c.owner, reflections.c.lease_until
-        ).where(reflections.c.status == "running")
+        lease = (reflections.c.lease_until - self.db.now()).label("lease")
+        query = sa.select(reflections.c.id, reflections.c.namespace, reflections.c.owner, lease).where(
+            reflections.c.status == "running"
+        )
         with self.db.read() as connection:
             rows = connection.execute(query.order_by(reflections.c.started_at).limit(SAMPLE)).all()
         return tuple(
-            Running(id=row.id, namespace=from_key(row.namespace), owner=row.owner, lease_until=row.lease_until)
-            for row in rows
+            Running(id=row.id, namespace=from_key(row.namespace), owner=row.owner, lease=row.lease) for row in rows
         )
 
     def delays(self) -> Delays:
@@ -252,12 +254,13 @@ class HealthTable:
             return tuple(connection.execute(query).scalars())
 
     def resting(self) -> tuple[Resting, ...]:
-        """The namespaces that rest after failed reflections, by the hosts' clock."""
-        query = sa.select(work).where(work.c.rest_until > time.time()).order_by(work.c.rest_until.desc())
+        """The namespaces that rest after failed reflections."""
+        left = (work.c.rest_until - self.db.now()).label("left")
+        query = sa.select(work.c.namespace, work.c.failures, left).where(left > 0).order_by(left.desc())
         with self.db.read() as connection:
             rows = connection.execute(query.limit(SAMPLE)).all()
         return tuple(
-            Resting(namespace=from_key(row.namespace), failures=row.failures, until=row.rest_until) for row in rows
+            Resting(namespace=from_key(row.namespace), failures=row.failures, seconds=row.left) for row in rows
         )
 
     def spent(self, day: str) -> int:

@@ -6,7 +6,6 @@ compared exactly, so every process sees a change at its next search, and a store
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -131,15 +130,31 @@ class Index:
         if store is not None:
             store.close()
 
-    def open(self) -> None:
-        """Open the store, if one is to be used.
+    def open(self) -> str:
+        """Open the store, if one is to be used; gives the reason where another process has it, else nothing.
 
         Raises:
-            StoreError: If it cannot be opened; `StoreLockedError` if another process has it.
+            StoreError: If it cannot be opened.
         """
-        if self._open_store is not None:
-            with contextlib.suppress(StoreLockedError):
+        try:
+            if self._open_store is not None:
                 self._opened(self._open_store)
+        except StoreLockedError as error:
+            return str(error)
+        return ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether searches may go over the store here."""
+        return self._store is not None
+
+    def gap(self, namespace: Namespace) -> int:
+        """How many active lessons the open store lacks, or has too many, for `reflect doctor`."""
+        if (store := self._store) is None:
+            return 0
+        rows = self.lessons.indexed(namespace, 0, self.embedder.id)
+        wanted = {row.id for row in rows if row.active and row.vector is not None}
+        return len(store.ids(self._space(namespace)) ^ wanted)
 
     def describe(self) -> str:
         """Which way searches go now, for `reflect doctor`."""

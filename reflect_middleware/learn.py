@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from reflect_middleware.alarms import Alarms
 from reflect_middleware.due import Quota, Standing, day_of, is_due, look_again
-from reflect_middleware.errors import ConfigurationError, QuotaError
+from reflect_middleware.errors import ConfigurationError, LedgerError, QuotaError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
@@ -165,6 +165,8 @@ class Learner:
                 self._alarms.set(namespace, self._run_due(namespace))
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread
             self.core.failed("reflect", error)
+            if isinstance(error, LedgerError) and error.temporary:
+                self.core.keeper.outage.missed(namespace, error)
 
     def _run_due(self, namespace: Namespace) -> float | None:
         """Do what is due; gives the seconds after which to look again, if time alone may make something due."""

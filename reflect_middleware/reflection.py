@@ -7,22 +7,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
-from uuid import UUID
-
-from langchain_core.messages import BaseMessage
 
 from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
-from reflect_middleware.errors import ClosedError, MissingExtraError, TargetError, TemplateError
+from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
+from reflect_middleware.giving import give
 from reflect_middleware.lanes import Lane, awaited
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
-from reflect_middleware.reward import from_score, names_of, unit
+from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.signals import carried
-from reflect_middleware.telemetry import evaluated
 from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
@@ -349,7 +346,7 @@ class Reflection:
         self._open().parts.ledger.lessons.pause(value=False)
 
     def doctor(self) -> tuple[Finding, ...]:
-        """Check what works: ledger, embedder, store, model, and what has failed so far."""
+        """Check everything that needs no chat model: what works, what waits, what failed, and what to do about it."""
         from reflect_middleware.doctor import examine
 
         return examine(self._open())
@@ -442,51 +439,8 @@ class Reflection:
         return self._core
 
     def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
-        if off():
-            return
-        core = self._open()
-        core.keeper.writer.wait_idle(core.keeper.timeout)
-        table, reward = core.parts.ledger.episodes, core.keeper.cleaned(given)
-        found = self._found(target, thread_id, namespace)
-        for episode_id in found:
-            table.reward(episode_id, reward)
-        known = found or table.reward_later(_run_id(target), reward)
-        for episode_id in known or [_run_id(target)]:
-            evaluated(episode_id, reward)
-        for episode_id in known:
-            core.parts.learner.rewarded(table.get(episode_id).namespace)
-
-    def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
-        """Ids of the episodes that are meant; empty for a run id that is not known yet."""
-        core = self._core
-        if thread_id is not None:
-            latest = core.parts.ledger.episodes.latest(thread_id, namespace)
-            if latest is None:
-                raise TargetError(f"The thread {thread_id!r} has no episode. List episodes with `episodes.list()`.")
-            return [latest]
-        if target is None:
-            raise TargetError("reward needs a target: the run's result, a message, a run id, or thread_id=…")
-        if (known := core.keeper.result(target)) is not None:
-            return [known]
-        for name in names_of(target):
-            found = core.parts.ledger.episodes.resolve(name)
-            if len(found) > 1 and name.startswith("out:"):
-                raise TargetError(
-                    f"{len(found)} runs gave this same result; say which one is meant: use"
-                    " `with reflection.track() as t:` around the run and pass `t.episode_ids[0]`."
-                )
-            if found:
-                return found
-        if isinstance(target, (str, UUID, BaseMessage)):
-            return []
-        raise TargetError(
-            f"No recorded run gave this {type(target).__name__}. Pass the object that the wrapped graph returned, or"
-            " use `with reflection.track() as t:` and pass `t.episode_ids[0]`."
-        )
+        if not off():
+            give(self._open(), target, thread_id, namespace, given)
 
     async def _twin(self, work: Callable[[], R]) -> R:
         return await awaited(self._core.calls.submit(carried(work)))
-
-
-def _run_id(target: Any) -> str:
-    return str(target.id) if isinstance(target, BaseMessage) else str(target)

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SCOPE = "reflect_middleware"
-"""Instrumentation scope, and the provider of the tokens that reflections use."""
+"""Instrumentation scope, which is this package, and the provider of the tokens that reflections use."""
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 """Environment variable of the GenAI instrumentations: NO_CONTENT (default), SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT."""
 OPERATION_SECONDS = "gen_ai.client.operation.duration"
@@ -68,16 +68,12 @@ def traces() -> Any:
 @functools.lru_cache(maxsize=8)
 def tracer_of(provider: Any) -> Any:
     """Our tracer of a provider."""
-    from reflect_middleware import __version__
-
-    return provider.get_tracer(SCOPE, __version__)
+    return provider.get_tracer(SCOPE, sys.modules[SCOPE].__version__)
 
 
 @functools.lru_cache(maxsize=8)
 def _instruments(provider: Any) -> Mapping[str, Any]:
-    from reflect_middleware import __version__
-
-    meter = provider.get_meter(SCOPE, __version__)
+    meter = provider.get_meter(SCOPE, sys.modules[SCOPE].__version__)
 
     def histogram(name: str, unit: str, description: str) -> Any:
         return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=BOUNDS[name])

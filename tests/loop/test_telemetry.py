@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import _internal as logs_internal
 from opentelemetry.metrics import _internal as metrics_internal
@@ -135,6 +136,31 @@ async def test_what_the_embedder_tells_is_part_of_the_search(seen: Seen, make: A
         await run(reflection.wrap(agent()), ASKED)
     parents = [span.parent and span.parent.span_id for span in seen.spans("embeddings")]
     assert parents[-1] == seen.one("search_memory").context.span_id  # the first ones were for the lesson
+
+
+@pytest.mark.parametrize("asynchronous", ["sync", "async"])
+async def test_the_middleware_searches_under_the_callers_span(asynchronous: str, seen: Seen, make: Any) -> None:
+    reflection = make()
+    reflection.lessons.add(when="refunding an order", do="ask")
+    made = create_agent(testing.ScriptedChatModel(lambda _: "refunded"), [], middleware=[reflection.middleware()])
+    with seen.tracer.start_as_current_span("request") as outer:
+        if asynchronous == "async":
+            await made.ainvoke({"messages": [("user", ASKED)]})
+        else:
+            made.invoke({"messages": [("user", ASKED)]})
+    span = seen.one("search_memory")
+    assert (span.parent and span.parent.span_id) == outer.get_span_context().span_id
+    assert attributes(span)["gen_ai.memory.record.count"] == 1
+
+
+async def test_reflecting_on_demand_hangs_under_the_callers_span(seen: Seen, make: Any) -> None:
+    reflection = make(one_lesson(), every=99)
+    reflection.wrap(agent()).invoke({"messages": ASKED})
+    with seen.tracer.start_as_current_span("admin") as outer:
+        await reflection.areflect()
+        assert trace.get_current_span() is outer
+    span = seen.one("invoke_workflow reflect")
+    assert (span.parent and span.parent.span_id) == outer.get_span_context().span_id
 
 
 async def test_i2_no_span_of_ours_is_current_in_the_users_nodes(seen: Seen, make: Any, run: Callable[..., Any]) -> None:
