@@ -1,7 +1,7 @@
 """Make any LangGraph agent learn from its own runs: find lessons, record episodes, reflect after every K of them."""
 
 from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
-from reflect_middleware.cadence import Cadence, EveryEpisodes
+from reflect_middleware.cadence import AfterSeconds, Backlog, Cadence, EveryEpisodes, OnClose, OnFailures
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.types import (
@@ -21,6 +21,8 @@ from reflect_middleware.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AfterSeconds",
+    "Backlog",
     "Cadence",
     "Edit",
     "EditOutcome",
@@ -28,6 +30,8 @@ __all__ = [
     "EveryEpisodes",
     "Exposure",
     "Lesson",
+    "OnClose",
+    "OnFailures",
     "Preview",
     "ReflectError",
     "Reflection",

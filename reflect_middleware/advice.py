@@ -49,6 +49,7 @@ REMEDIES: Mapping[str, str] = {
     "spool full": "entries were lost: mend the ledger, whose outage outlasted the spool's room",
     "store": "searches go over the ledger's vectors meanwhile: see the check `store`",
     "task": "the default text served: check the callable given as task=",
+    "worker": "a worker could not use the ledger and goes on trying: see the check `ledger`",
     "waiting for the record": "the ledger was slow: see the check `ledger`",
 }
 """What to do about each counter, by its name."""

@@ -14,6 +14,7 @@ import reflect_middleware
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
+from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.types import EpisodeStatus, LessonStatus
@@ -49,8 +50,9 @@ SETTINGS: dict[str, Any] = {
 }
 app = typer.Typer(help="See and change what your agents learned from their runs.", **SETTINGS)
 lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
-episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show.")
+episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
+app.command()(worker)
 app.command()(migrate)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
@@ -165,12 +167,32 @@ def rollback_lessons(
 def list_episodes(
     reflection: Reflection,
     view: View,
+    *,
     limit: Limit = 20,
     thread: Annotated[str | None, typer.Option("--thread", help="Only this thread's.")] = None,
     status: EpisodesWith = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only the dead-lettered.")] = False,
 ) -> None:
     """List recorded runs, the newest first."""
-    view.episodes(reflection.episodes.list(limit=limit, thread_id=thread, status=status, namespace=view.namespace))
+    found = reflection.episodes.list(limit=limit, thread_id=thread, status=status, dead=dead, namespace=view.namespace)
+    view.episodes(found)
+
+
+@episodes.command("retry")
+@opened()
+def retry_episodes(
+    reflection: Reflection,
+    view: View,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids, or enough of their last characters.")] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that are dead-lettered.")] = False,
+) -> None:
+    """Give dead-lettered episodes another chance."""
+    if bool(ids) == everything:
+        raise ConfigurationError("ids", ids or [], "some ids, or --all", "They are listed by: reflect episodes --dead")
+    dead = [e.id for e in reflection.episodes.list(dead=True, limit=MANY, namespace=view.namespace)]
+    again = reflection.episodes.retry(*(_full(given, dead) for given in ids or ()), namespace=view.namespace)
+    view.say(f"{len(again)} episodes wait for a reflection again.", retried=again)
 
 
 @episodes.command("show")

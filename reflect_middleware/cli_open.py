@@ -54,18 +54,21 @@ OPTIONS = {
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def opened(*, creates: bool = False) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def opened(
+    *, creates: bool = False, opens: Callable[[Target, dict[str, Any]], Reflection] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function `(reflection, view, …)`: adds the shared options, opens, reports errors, closes.
 
     Args:
         creates: Whether the command may make a new ledger where there is none.
+        opens: Opens the Reflection in another way, which the command's own arguments may decide.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             target = Target(**{name: values.pop(name) for name in OPTIONS})
             view = View(as_json=values.pop("as_json"), namespace=target.parts)
-            with reported(view), _reflection(target, creates=creates) as reflection:
+            with reported(view), _reflection(target, values, creates=creates, opens=opens) as reflection:
                 function(reflection, view, **values)
 
         _describe(command, function)
@@ -98,15 +101,29 @@ def _describe(command: Callable[..., None], function: Callable[..., Any]) -> Non
 
 
 @contextmanager
-def _reflection(target: Target, *, creates: bool) -> Iterator[Reflection]:
-    reflection = _from_app(target.app) if target.app else _from_place(target, creates=creates)
+def _reflection(
+    target: Target,
+    values: dict[str, Any],
+    *,
+    creates: bool,
+    opens: Callable[[Target, dict[str, Any]], Reflection] | None,
+) -> Iterator[Reflection]:
+    if opens is not None:
+        reflection = opens(target, values)
+    else:
+        reflection = from_app(target.app) if target.app else _from_place(target, creates=creates)
     try:
         yield reflection
     finally:
         reflection.close()
 
 
-def _from_app(app: str) -> Reflection:
+def from_app(app: str) -> Reflection:
+    """The Reflection of a user's own module, named as module:name.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
     module, _, name = app.partition(":")
     allowed = "module:name, such as 'my_agent:reflection', where the name is a Reflection"
     if not module or not name:
@@ -130,6 +147,15 @@ def _from_place(target: Target, *, creates: bool) -> Reflection:
         if target.parts is None:
             raise ConfigurationError("--namespace", None, "parts with commas between", "A shared ledger needs one.")
         return Reflection(ledger=target.ledger, namespace=target.parts, store=STORE)
+    return Reflection(path=folder(target, creates=creates), namespace=target.parts, store=STORE)
+
+
+def folder(target: Target, *, creates: bool) -> str:
+    """The ledger's folder.
+
+    Raises:
+        ConfigurationError: If there is no ledger in it, and the command may not make one.
+    """
     path = _folder(target.path)
     if not creates and not (path / "ledger.db").is_file():
         raise ConfigurationError(
@@ -138,7 +164,7 @@ def _from_place(target: Target, *, creates: bool) -> Reflection:
             "a folder with a ledger.db",
             "Runs make one; or name another place: --path, --ledger, --app.",
         )
-    return Reflection(path=str(path), namespace=target.parts, store=STORE)
+    return str(path)
 
 
 def _folder(given: Path | None) -> Path:

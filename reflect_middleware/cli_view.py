@@ -16,7 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from reflect_middleware.advice import Finding
-from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, ReflectionRecord, Retrieved, Step
+from reflect_middleware.types import (
+    EditOutcome,
+    Episode,
+    Lesson,
+    Namespace,
+    ReflectionRecord,
+    ReflectionReport,
+    Retrieved,
+    Step,
+)
 
 SHORT = 8
 """Last characters of an id in a table, enough to name it in the next command; the first ones may be a time."""
@@ -97,6 +106,17 @@ class View:
         columns = ("id", "started", "status", "episodes", "accepted", "rejected", "tokens", "error")
         rows = [_reflection_row(record) for record in found]
         self._list(found, columns, rows, nothing="No reflections.")
+
+    def reports(self, found: Sequence[ReflectionReport]) -> None:
+        """What a worker did."""
+        columns = ("namespace", "episodes", "accepted", "rejected", "tokens", "error")
+        self._list(found, columns, [_report_row(report) for report in found], nothing="Nothing is due.")
+
+    def report(self, report: ReflectionReport) -> None:
+        """One reflection of a worker that goes on."""
+        space, episodes, accepted, rejected, tokens, error = _report_row(report)
+        said = f"failed: {error}" if error else f"{accepted} edits accepted, {rejected} rejected, {tokens} tokens"
+        self.say(f"{space}: {episodes} episodes read, {said}", **report.model_dump(mode="json"))
 
     def reflection(self, record: ReflectionRecord) -> None:
         """One reflection in full: what the model was asked, what it said, what became of it."""
@@ -220,6 +240,12 @@ def _time(at: datetime) -> str:
 def _outcome(outcome: EditOutcome) -> str:
     verdict = "accepted" if outcome.accepted else "rejected"
     return " ".join(part for part in (verdict, outcome.edit.op, outcome.lesson_id, outcome.reason) if part)
+
+
+def _report_row(report: ReflectionReport) -> tuple[Any, ...]:
+    tokens = report.input_tokens + report.output_tokens
+    edits = (len(report.accepted), len(report.rejected))
+    return (",".join(report.namespace), len(report.episodes), *edits, tokens, report.error)
 
 
 def _reflection_row(record: ReflectionRecord) -> tuple[Any, ...]:

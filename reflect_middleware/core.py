@@ -40,6 +40,8 @@ class Core:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.closed = False
+        self.rules = {options.rule}
+        """How the namespaces of all its agents are found."""
         self.parts = Parts(self)
         self.counters = Counters(self._write_counts)
         self.finder = Finder(self)
@@ -110,17 +112,23 @@ class Core:
         done = all(lane.wait_idle(left()) for lane in self._lanes())
         return done and self.counters.settle(left())  # with a ledger that hangs it would take for ever
 
-    def close(self) -> None:
-        """Write what is queued, give running work `exit_timeout`, release the rest."""
+    def close(self, timeout: float | None = None) -> None:
+        """Write what is queued, give running work `timeout` seconds (`exit_timeout`), release the rest."""
         if self.closed:
             return
         self.closed = True
-        self.drain(self.options.exit_timeout)
-        self.keeper.outage.close()
-        self._close_parts()
-        self.counters.close()
-        for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
-            lane.stop()
+        end = time.monotonic() + (self.options.exit_timeout if timeout is None else timeout)
+        try:
+            self.drain(max(0.0, end - time.monotonic()))
+            if self.parts.opened("learner"):
+                self.parts.learner.last_call()
+                self.parts.learner.lane.wait_idle(max(0.0, end - time.monotonic()))
+        finally:  # also after a second Ctrl-C
+            self.keeper.outage.close()
+            self._close_parts()
+            self.counters.close()
+            for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
+                lane.stop()
 
     def _close_parts(self) -> None:
         """Close what is open; a ledger that hangs is not waited for longer than `exit_timeout`."""

@@ -18,12 +18,13 @@ from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
 from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
+from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
-ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries", "sampled"}
+ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
 """The columns that the writer fills; the others belong to the reflection."""
 STATISTICS = 500
 """Of how many of the latest episodes that showed a lesson the rewards are looked at."""
@@ -53,6 +54,8 @@ class Record:
     """Run and message ids under which a reward may name it."""
     rewards: tuple[Reward, ...] = ()
     """A reviewer's decisions in this run. They do not end the wait for the episode's own reward."""
+    sampled: bool = True
+    """False: it does not count towards K unless it has a reward, or until one comes."""
 
 
 class EpisodeTable:
@@ -84,6 +87,7 @@ class EpisodeTable:
             "started_at": episode.started_at.timestamp(),
             "ended_at": episode.ended_at.timestamp() if episode.ended_at else None,
             "ready_at": record.ready_at,
+            "sampled": record.sampled,
             "size": len(body),
             "body": body,
         }
@@ -104,6 +108,9 @@ class EpisodeTable:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
+            if not record.sampled:
+                judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current)
+                connection.execute(table.update().where(table.c.id == episode.id, judged).values(sampled=True))
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
@@ -171,15 +178,18 @@ class EpisodeTable:
         status: str | None = None,
         agent: str | None = None,
         waiting: bool = False,
+        dead: bool = False,
         limit: int | None = 100,
     ) -> tuple[Episode, ...]:
-        """The newest episodes first; `waiting` keeps those that no reflection has read."""
+        """The newest episodes first; `waiting` keeps those that no reflection has read, `dead` those that none will."""
         where: list[Any] = [table.c.namespace == to_key(namespace)] if namespace is not None else []
         for column, value in ((table.c.thread_id, thread_id), (table.c.status, status), (table.c.agent, agent)):
             if value is not None:
                 where.append(column == value)
         if waiting:
             where.append(sa.or_(unread, open_))
+        if dead:
+            where.append(given_up)
         with self.db.read() as connection:
             return tuple(self._newest(connection, *where, limit=limit))
 

@@ -122,5 +122,16 @@ class ReflectorError(ReflectError, RuntimeError):
     """The reflector gave no usable answer; its batch goes back to the ledger."""
 
 
+class QuotaError(ReflectError, RuntimeError):
+    """A limit on reflections is reached; nothing was claimed."""
+
+    def __init__(self, what: str, seconds: float, *, lasting: bool = False) -> None:
+        super().__init__(f"{what}: the episodes wait. Reflections go on in {seconds:,.0f} s at the earliest.")
+        self.seconds = seconds
+        """When to try again."""
+        self.lasting = lasting
+        """Whether it is a matter of hours, not of moments."""
+
+
 class ClosedError(ReflectError, RuntimeError):
     """This Reflection is closed."""

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
+from reflect_middleware.due import counts
 from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
 from reflect_middleware.reward import call, rewards_in
@@ -69,7 +70,8 @@ class Keeper:
         ended = now()
         done = self.writer.submit(lambda: self._write(session, status, error, ended))
         if self.core.options.run == "inline":
-            return self.judge.submit(lambda: self._settle(done, session, ended.timestamp()))
+            settled = self.judge.submit(lambda: self._settle(done, session, ended.timestamp()))
+            return done if self.judge.within else settled  # a run inside a reflector, which the judge waits for
         return None if self.core.options.durability == "queue" else done
 
     def result(self, given: Any) -> str | None:
@@ -201,7 +203,10 @@ class Keeper:
 
         options, asked = self.core.options, self._reward_of(session) is not None
         wait = options.reward_timeout if asked else options.reward_wait
-        return record_of(session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact)
+        record = record_of(
+            session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
+        )
+        return replace(record, sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample))
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""

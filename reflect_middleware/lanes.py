@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Job = tuple[Callable[[], Any], "Future[Any]"]
+Job = tuple[Callable[[], Any], "Future[Any]", "frozenset[Lane]"]
 
 
 class Lane:
@@ -38,12 +38,17 @@ class Lane:
         """Whether this is one of its own threads, where waiting for a job of it would never end."""
         return getattr(_thread, "lane", None) is self
 
+    @property
+    def within(self) -> bool:
+        """Whether this is work that one of its jobs has begun, on whatever thread: that job may be waiting for it."""
+        return self in _lanes.get()
+
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Queue a job; never blocks. It takes no lock, so that a garbage collection may end a run at any point."""
         future: Future[T] = Future()
         if self._pid != os.getpid():
             self._start()
-        self._queue.put((job, future))
+        self._queue.put((job, future, _lanes.get()))
         return future
 
     def current(self) -> Future[Any] | None:
@@ -56,7 +61,7 @@ class Lane:
         For lanes of one thread. The stuck thread ends once its own job does, whose result is dropped.
         """
         self._turn += 1
-        self._spawn(self._queue, (job, stuck))
+        self._spawn(self._queue, (job, stuck, _lanes.get()))
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until every job submitted so far has run; False if `timeout` seconds passed first.
@@ -97,11 +102,11 @@ class Lane:
         _thread.lane = self
         item = first or queue.get()
         while item is not None:
-            job, future = item
+            job, future, lanes = item
             _thread.future = future
             try:
                 # A fresh context: nothing of the submitting run (callbacks, tracing) may leak into our work.
-                result = contextvars.Context().run(job)
+                result = contextvars.Context().run(_within, lanes | {self}, job)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
                 settle: Callable[[Any], None] = future.set_exception
                 result = error
@@ -113,6 +118,11 @@ class Lane:
             _thread.future = None
             del item, job, future, settle, result
             item = queue.get()
+
+
+def _within(lanes: frozenset[Lane], job: Callable[[], T]) -> T:
+    _lanes.set(lanes)
+    return job()
 
 
 def _settle(setter: Callable[[Any], None], value: Any) -> None:
@@ -159,6 +169,8 @@ async def awaited(future: Future[T], seconds: float | None = None) -> T:
 _numbers = itertools.count()
 _starting = threading.RLock()
 _thread = threading.local()
+_lanes: contextvars.ContextVar[frozenset[Lane]] = contextvars.ContextVar("reflect_lanes", default=frozenset())
+"""Whose jobs this work belongs to: the lane's that runs it, and theirs that submitted it from a job of their own."""
 
 
 def _renew() -> None:

@@ -7,6 +7,7 @@ from reflect_middleware.episodes_table import EpisodeTable
 from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.reflections_table import ReflectionTable
+from reflect_middleware.work_table import WorkTable
 
 
 class Ledger:
@@ -22,6 +23,7 @@ class Ledger:
         self.episodes = EpisodeTable(self.database)
         self.lessons = LessonTable(self.database)
         self.reflections = ReflectionTable(self.database, self.lessons)
+        self.work = WorkTable(self.database)
         self.health = HealthTable(self.database)
 
     def close(self) -> None:

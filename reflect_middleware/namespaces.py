@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ class NamespaceRule:
         if callable(self.parts) or any(_fields(part) for part in self.parts):
             return None
         return tuple(part.format() for part in self.parts)
+
+    def fits(self, namespace: Namespace) -> bool:
+        """Whether a run may have this namespace, as far as the rule itself tells; a callable tells nothing."""
+        if callable(self.parts) or len(namespace) != len(self.parts):
+            return False
+        return all(
+            re.fullmatch(_pattern(part), text, re.DOTALL) for part, text in zip(self.parts, namespace, strict=True)
+        )
 
     def resolve(
         self, config: Mapping[str, Any], context: Any, agent: str, principal: str = ""
@@ -92,6 +101,11 @@ def from_key(key: str) -> Namespace:
 
 def _valid(parts: Any) -> bool:
     return isinstance(parts, (tuple, list)) and len(parts) > 0 and all(isinstance(p, str) and p for p in parts)
+
+
+def _pattern(template: str) -> str:
+    parts = string.Formatter().parse(template)
+    return "".join(re.escape(text) + (".+" if name is not None else "") for text, name, _, _ in parts)
 
 
 def _fields(template: str) -> list[str]:

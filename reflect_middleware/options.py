@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from reflect_middleware.cadence import Cadence, cadence
+from reflect_middleware.due import Quota
 from reflect_middleware.errors import ConfigurationError, MissingExtraError
 from reflect_middleware.namespaces import NamespaceRule, rule
 from reflect_middleware.retrieve import CountTokens, Limits, estimate_tokens
@@ -57,7 +58,15 @@ class Options:
     exit_timeout: float
     resume_within: float
     lease: float
+    tries: int
+    sample: float
+    daily_tokens: int | None
     run_overrides: bool
+
+    @property
+    def quota(self) -> Quota:
+        """What reflections may use, whoever does them."""
+        return Quota(daily_tokens=self.daily_tokens)
 
 
 def options(**given: Any) -> Options:
@@ -88,8 +97,9 @@ def options(**given: Any) -> Options:
     for name in ("reward", "decision", "task", "redact", "inject", "on_reflection", "count_tokens", "reflector"):
         if given[name] is not None and not callable(given[name]):
             raise ConfigurationError(name, given[name], "a callable or None")
-    for name in ("reflector_budget", "max_lessons"):
+    for name in ("reflector_budget", "max_lessons", "tries"):
         _whole(name, given[name], 1)
+    _cost(given["daily_tokens"], given["sample"])
     _model(given["model"])
     return Options(
         path=path,
@@ -137,6 +147,13 @@ def _seconds(name: str, value: Any, *, positive: bool) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
     if not good or value < 0 or (positive and value == 0):
         raise ConfigurationError(name, value, f"seconds, a number {'above 0' if positive else 'from 0 on'}")
+
+
+def _cost(daily_tokens: Any, sample: Any) -> None:
+    if daily_tokens is not None:
+        _whole("daily_tokens", daily_tokens, 1)
+    if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not 0 <= sample <= 1:
+        raise ConfigurationError("sample", sample, "a share from 0 (none) to 1 (all)")
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -8,16 +8,17 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from reflect_middleware import nearby, telemetry
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
+from reflect_middleware.due import blameless
 from reflect_middleware.errors import ConfigurationError, LessonStateError, ReflectError, ReflectorError
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
-from reflect_middleware.types import Edit, ReflectionRecord, ReflectionReport, now
+from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -31,13 +32,14 @@ DECISIONS = 10
 
 
 class Reflecting:
-    """Does reflections, one at a time."""
+    """Does reflections, on the caller's thread; several threads may, each for another namespace."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
         self.options = core.options
-        self.claim: Claim | None = None
-        """The batch in hand."""
+        self._in_hand: dict[str, Claim] = {}
+        self._given_up: set[str] = set()
+        self._lock = threading.Lock()
         self._model_reflector: ModelReflector | None = None
 
     def run(self, claim: Claim) -> ReflectionReport:
@@ -57,6 +59,15 @@ class Reflecting:
             workflow.end(report, answer, failure)
         self._tell(report)
         return report
+
+    def give_up(self, namespaces: Collection[Namespace] | None = None) -> list[Claim]:
+        """The batches in hand (of these namespaces), which are no longer ours from now on."""
+        with self._lock:
+            claims = [c for c in self._in_hand.values() if namespaces is None or c.namespace in namespaces]
+            for claim in claims:
+                del self._in_hand[claim.id]
+                self._given_up.add(claim.id)
+        return claims
 
     def _batch(self, claim: Claim) -> Batch:
         table = self.core.parts.ledger.episodes
@@ -81,26 +92,27 @@ class Reflecting:
         return Answer(edits=tuple(Edit.model_validate(edit) for edit in given))
 
     def _default_reflector(self) -> ModelReflector:
-        if self.options.model is None:
-            raise ConfigurationError(
-                "model", None, "a chat model or a name such as 'openai:gpt-5-mini'", "Reflecting needs one."
-            )
-        if self._model_reflector is None:
-            self._model_reflector = ModelReflector(
-                self._model,
-                budget_tokens=self.options.reflector_budget,
-                count_tokens=self.options.count_tokens,
-                prompt=self.options.prompt,
-            )
-        return self._model_reflector
+        with self._lock:
+            if self._model_reflector is None:
+                self._model_reflector = ModelReflector(
+                    self._model(),
+                    budget_tokens=self.options.reflector_budget,
+                    count_tokens=self.options.count_tokens,
+                    prompt=self.options.prompt,
+                )
+            return self._model_reflector
 
     def _model(self) -> BaseChatModel:
         model = self.options.model
-        if isinstance(model, str):
-            from langchain.chat_models import init_chat_model
+        try:
+            if isinstance(model, str):
+                from langchain.chat_models import init_chat_model
 
-            return init_chat_model(model)
-        return cast("BaseChatModel", model() if not hasattr(model, "invoke") else model)
+                return init_chat_model(model)
+            return cast("BaseChatModel", model() if not hasattr(model, "invoke") else model)
+        except Exception as error:  # a missing package or key, an unknown name: it says nothing about the episodes
+            problem = f"Building it failed: {type(error).__name__}: {error}"
+            raise ConfigurationError("model", model, "a chat model that can be built here", problem) from error
 
     def _commit(
         self, claim: Claim, batch: Batch, answer: Answer, filled: Callable[[], ReflectionRecord]
@@ -133,7 +145,15 @@ class Reflecting:
             plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
             record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
             try:
-                done = table.commit(claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards)
+                done = table.commit(
+                    claim,
+                    record,
+                    plan.changes,
+                    embedder,
+                    reviewed=reviewed,
+                    read=batch.rewards,
+                    tokens=self._tokens(record),
+                )
             except LessonStateError:  # somebody was faster; half of a merge is worse than none, so all is decided again
                 if tries == DECISIONS:
                     raise
@@ -168,13 +188,23 @@ class Reflecting:
 
     def _failed(self, claim: Claim, record: ReflectionRecord, error: Exception) -> ReflectionReport:
         reason = f"{type(error).__name__}: {error}"
-        self.core.failed("reflect", error)
+        if claim.id not in self._given_up:
+            self.core.failed("reflect", error)
+        failed = record.model_copy(update={"status": "failed", "error": reason})
+        tries = None if blameless(error) else self.options.tries
+        dead = 0
         with contextlib.suppress(Exception):  # a dead ledger: the lease ends by itself
-            if isinstance(error, ConfigurationError):
-                self.core.parts.ledger.reflections.release(claim)
-            else:
-                failed = record.model_copy(update={"status": "failed", "error": reason})
-                self.core.parts.ledger.reflections.fail(claim, failed, reason)
+            dead = self.core.parts.ledger.reflections.fail(
+                claim, failed, reason, tries=tries, tokens=self._tokens(record)
+            )
+        if dead:
+            logger.error(
+                "reflect: %d episodes are given up after %d failed reflections, the last: %s (again: `reflect episodes"
+                " retry`)",
+                dead,
+                self.options.tries,
+                reason,
+            )
         return ReflectionReport(
             namespace=claim.namespace,
             reflections=(claim.id,),
@@ -193,13 +223,24 @@ class Reflecting:
                 with contextlib.suppress(Exception):  # tried again; a lost claim shows at the commit
                     self.core.parts.ledger.reflections.renew(claim, self.options.lease)
 
-        self.claim = claim
-        threading.Thread(target=renew, name="reflect-lease", daemon=True).start()
+        with self._lock:
+            self._in_hand[claim.id] = claim
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending: the lease outlasts what is left of it
+            threading.Thread(target=renew, name="reflect-lease", daemon=True).start()
         try:
             yield
         finally:
             over.set()
-            self.claim = None
+            with self._lock:
+                self._in_hand.pop(claim.id, None)
+
+    def _tokens(self, record: ReflectionRecord) -> tuple[int, int]:
+        """What a reflection used: as the provider says, else a cautious guess."""
+        count = self.options.count_tokens
+        return (
+            record.input_tokens or (count(record.prompt) if record.prompt else 0),
+            record.output_tokens or (count(record.answer) if record.answer else 0),
+        )
 
     def _tell(self, report: ReflectionReport) -> None:
         if not report.error:

@@ -7,22 +7,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
-from uuid import UUID
-
-from langchain_core.messages import BaseMessage
 
 from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
-from reflect_middleware.errors import ClosedError, MissingExtraError, TargetError, TemplateError
+from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
+from reflect_middleware.giving import give
 from reflect_middleware.lanes import Lane, awaited
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
-from reflect_middleware.reward import from_score, names_of, unit
+from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.signals import carried
-from reflect_middleware.telemetry import evaluated
 from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
@@ -36,9 +33,7 @@ if TYPE_CHECKING:
     from reflect_middleware.middleware import ReflectMiddleware
     from reflect_middleware.reflect import Reflector
     from reflect_middleware.retrieve import CountTokens
-    from reflect_middleware.spool import Given
 
-NO_TARGET = "reward needs a target: the run's result, a message, a run id, or thread_id=…"
 G = TypeVar("G")
 R = TypeVar("R")
 
@@ -100,6 +95,12 @@ class Reflection:
         exit_timeout: Seconds that `close` and the end of the process wait for unfinished work.
         resume_within: Seconds after which an interrupted episode counts as abandoned.
         lease: Seconds for which a reflection's claim holds; renewed while it runs.
+        tries: After so many failed reflections an episode is dead-lettered; `episodes.retry` gives it another chance.
+            Failures that say nothing about the episodes, such as a provider that is away, count as no try.
+        sample: Share, from 0 to 1, of the successful runs without a reward that count towards `every`; failed and
+            rewarded ones always count, and all are recorded.
+        daily_tokens: Most tokens that reflections on this ledger may use in a day of UTC; those that are under way
+            when it is reached may go beyond it. None: no limit.
         run_overrides: False: ignore `configurable["reflect"]` of single runs.
 
     Raises:
@@ -148,6 +149,9 @@ class Reflection:
         exit_timeout: float = 10.0,
         resume_within: float = 86_400.0,
         lease: float = 30.0,
+        tries: int = 3,
+        sample: float = 1.0,
+        daily_tokens: int | None = None,
         run_overrides: bool = True,
     ) -> None:
         given = dict(locals())
@@ -295,6 +299,35 @@ class Reflection:
         self._core.drain(None)
         return self._core.parts.learner.reflect(space)
 
+    def work(
+        self,
+        *,
+        namespace: Namespace | None = None,
+        parallel: int = 1,
+        at_once: int | None = None,
+        per_minute: int | None = None,
+    ) -> tuple[ReflectionReport, ...]:
+        """Do every reflection that is due, whoever recorded its episodes: `reflect worker --once` in your own code.
+
+        Args:
+            namespace: Only in this one, where a part "*" fits any; None for all namespaces of the ledger.
+            parallel: Most reflections that this call does at once, each of another namespace.
+            at_once: Most reflections under way in all processes on the ledger; None: no limit.
+            per_minute: Most reflections begun within 60 seconds by all of them; None: no limit.
+
+        Returns:
+            A report for each; a failure is in its `error`.
+
+        Raises:
+            ConfigurationError: If there is no model to reflect with, or an argument is not allowed.
+        """
+        from reflect_middleware.worker import worker
+
+        core = self._open()
+        if off():
+            return ()
+        return worker(core, namespace, parallel=parallel, at_once=at_once, per_minute=per_minute).run(once=True)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for records, reward callables and due reflections; False if `timeout` seconds passed first."""
         return self._core.drain(timeout)
@@ -335,6 +368,10 @@ class Reflection:
     async def areflect(self, *, namespace: Namespace | None = None) -> ReflectionReport:
         """Async twin of `reflect`."""
         return await self._twin(lambda: self.reflect(namespace=namespace))
+
+    async def awork(self, **kwargs: Any) -> tuple[ReflectionReport, ...]:
+        """Async twin of `work`."""
+        return await self._twin(lambda: self.work(**kwargs))
 
     async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the sync one's argument
         """Async twin of `flush`."""
@@ -377,9 +414,11 @@ class Reflection:
     # Inside.
 
     def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+        found = self._options.rule if namespace is None else rule(namespace)
+        self._core.rules.add(found)
         return Spec(
             agent=agent,
-            rule=self._options.rule if namespace is None else rule(namespace),
+            rule=found,
             task=task,
             reward=reward,
             inject=inject or self._options.inject,
@@ -400,80 +439,8 @@ class Reflection:
         return self._core
 
     def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
-        if off():
-            return
-        core = self._open()
-        reward = core.keeper.cleaned(given)
-        waits: list[str] = []
-
-        def aside() -> Given:
-            given = self._given(target, thread_id, namespace, reward)
-            waits.extend(given.names[:1])
-            return given
-
-        spaces: dict[str, Namespace] = core.keeper.do(
-            lambda: self._rewarded(target, thread_id, namespace, reward), aside, {}
-        )
-        for episode_id in spaces or waits or ([] if target is None else [_run_id(target)]):
-            evaluated(episode_id, reward)
-        for space in spaces.values():
-            core.parts.learner.rewarded(space)
-
-    def _rewarded(
-        self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward
-    ) -> dict[str, Namespace]:
-        """Give the reward to the episodes that are meant; gives their namespaces by their ids."""
-        table = self._core.parts.ledger.episodes
-        found = self._found(target, thread_id, namespace)
-        for episode_id in found:
-            table.reward(episode_id, reward)
-        known = found or table.reward_later(_run_id(target), reward)
-        return {episode_id: table.get(episode_id).namespace for episode_id in known}
-
-    def _given(self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward) -> Given:
-        """A reward that waits, since the ledger is away: which episodes are meant is found out later."""
-        from reflect_middleware.spool import Given
-
-        if thread_id is not None:
-            return Given(reward=reward, thread_id=thread_id, namespace=namespace)
-        known = None if target is None else self._core.keeper.result(target)
-        names = tuple(names_of(target)) if known is None and target is not None else (known,) if known else ()
-        if not names:
-            raise TargetError(NO_TARGET)
-        by_id = known is not None or isinstance(target, (str, UUID, BaseMessage))
-        return Given(reward=reward, names=names, unknown=by_id)
-
-    def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
-        """Ids of the episodes that are meant; empty for a run id that is not known yet."""
-        core = self._core
-        if thread_id is not None:
-            latest = core.parts.ledger.episodes.latest(thread_id, namespace)
-            if latest is None:
-                raise TargetError(f"The thread {thread_id!r} has no episode. List episodes with `episodes.list()`.")
-            return [latest]
-        if target is None:
-            raise TargetError(NO_TARGET)
-        if (known := core.keeper.result(target)) is not None:
-            return [known]
-        for name in names_of(target):
-            found = core.parts.ledger.episodes.resolve(name)
-            if len(found) > 1 and name.startswith("out:"):
-                raise TargetError(
-                    f"{len(found)} runs gave this same result; say which one is meant: use"
-                    " `with reflection.track() as t:` around the run and pass `t.episode_ids[0]`."
-                )
-            if found:
-                return found
-        if isinstance(target, (str, UUID, BaseMessage)):
-            return []
-        raise TargetError(
-            f"No recorded run gave this {type(target).__name__}. Pass the object that the wrapped graph returned, or"
-            " use `with reflection.track() as t:` and pass `t.episode_ids[0]`."
-        )
+        if not off():
+            give(self._open(), target, thread_id, namespace, given)
 
     async def _twin(self, work: Callable[[], R]) -> R:
         return await awaited(self._core.calls.submit(carried(work)))
-
-
-def _run_id(target: Any) -> str:
-    return str(target.id) if isinstance(target, BaseMessage) else str(target)

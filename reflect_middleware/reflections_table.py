@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
+from reflect_middleware.due import Quota
 from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
@@ -17,13 +18,10 @@ from reflect_middleware.rewards_table import changed_since, hold, lock, mark_for
 from reflect_middleware.schema import episodes, running, unread, waits
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
+from reflect_middleware.work_table import SLACK, check, note_failure, note_success, ready, spend
 
-TRIES = 3
-"""After so many failed reflections an episode is dead-lettered."""
 LAST = 1e18
 """After every time (epoch seconds)."""
-SLACK = 1.0
-"""Seconds by which a clock may be put back unnoticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +72,34 @@ class ReflectionTable:
             rows = connection.execute(sa.union(free, stuck)).all()
         return tuple(from_key(row.namespace) for row in rows)
 
+    def release_expired(self) -> tuple[Namespace, ...]:
+        """Give back the batches of processes that have died; gives the namespaces of which there were any."""
+        late = sa.select(table.c.namespace).where(*self._over())
+        with self.db.read() as connection:
+            names = {from_key(row.namespace) for row in connection.execute(late)}
+        for namespace in names:
+            with self.db.write() as connection:
+                self._release_expired(connection, namespace)
+        return tuple(sorted(names))
+
     def claim(
-        self, namespace: Namespace, owner: str, *, at_least: int, at_most: int, lease: float, whatever: bool = False
+        self,
+        namespace: Namespace,
+        owner: str,
+        *,
+        at_least: int,
+        at_most: int,
+        lease: float,
+        whatever: bool = False,
+        quota: Quota | None = None,
     ) -> Claim | None:
         """Take the oldest ready episodes, `whatever` the rewards they still wait for.
 
         Returns:
             None if fewer than `at_least` are ready, or another reflection of the namespace is under way.
+
+        Raises:
+            QuotaError: If there is something to take, but a limit is reached.
         """
         with self.db.write() as connection:
             self.db.take_turn(connection, f"claim {to_key(namespace)}")  # one reflection of a namespace at a time
@@ -98,6 +117,8 @@ class ReflectionTable:
             ids = tuple(row.id for row in connection.execute(query))
             if len(ids) < max(1, at_least):
                 return None
+            if quota is not None:
+                check(connection, self.db, quota)
             claim = Claim(id=new_id(), namespace=namespace, owner=owner, episodes=ids)
             connection.execute(episodes.update().where(episodes.c.id.in_(ids)).values(reflection_id=claim.id))
             record = ReflectionRecord(id=claim.id, namespace=namespace, status="running", episodes=ids)
@@ -130,10 +151,12 @@ class ReflectionTable:
         *,
         reviewed: Sequence[str] = (),
         read: Mapping[str, Sequence[Reward]] | None = None,
+        tokens: tuple[int, int] = (0, 0),
     ) -> bool:
         """Write the edits and the done-mark together; `reviewed` lessons need no further review.
 
         Except where a reward has come meanwhile: `read` are the rewards, by episode, that the reflector was told of.
+        `tokens`, read and written, count for the day.
 
         Returns:
             False if the claim was lost; nothing is written then.
@@ -151,6 +174,8 @@ class ReflectionTable:
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
+            note_success(connection, self.db, claim.namespace)
+            spend(connection, self.db, tokens)
             return True
 
     def amend(self, record: ReflectionRecord) -> None:
@@ -158,22 +183,48 @@ class ReflectionTable:
         with self.db.write() as connection:
             self._body(connection, record)
 
-    def fail(self, claim: Claim, record: ReflectionRecord, reason: str) -> None:
-        """Give the batch back and count the try; after `TRIES` of them its episodes are dead-lettered."""
+    def fail(
+        self,
+        claim: Claim,
+        record: ReflectionRecord,
+        reason: str,
+        *,
+        tries: int | None = 3,
+        tokens: tuple[int, int] = (0, 0),
+    ) -> int:
+        """Give the batch back and let the namespace rest.
+
+        Args:
+            claim: The batch.
+            record: What is kept of the reflection.
+            reason: Why it failed.
+            tries: After so many of them an episode is dead-lettered; None: this was no try.
+            tokens: Read and written, for the day's count; also where the claim was lost.
+
+        Returns:
+            How many episodes were dead-lettered.
+        """
         with self.db.write() as connection:
+            spend(connection, self.db, tokens)
             if connection.execute(table.update().where(*_mine(claim)).values(status="failed")).rowcount != 1:
-                return
+                return 0
             self._body(connection, record)
-            tries = episodes.c.tries + 1
+            note_failure(connection, self.db, claim.namespace)
+            mine = _batch(claim.id, claim.episodes)
+            tried = episodes.c.tries + (0 if tries is None else 1)
+            last = sa.false() if tries is None else tried >= tries
+            dead = sa.select(sa.func.count()).select_from(episodes).where(*mine, last)
+            given_up = int(connection.execute(dead).scalar_one())
             connection.execute(
                 episodes.update()
-                .where(*_batch(claim.id, claim.episodes))
+                .where(*mine)
                 .values(
                     reflection_id="",
-                    tries=tries,
-                    dead_letter=sa.case((tries >= TRIES, reason[:2_000] or "failed"), else_=""),
+                    tries=tried,
+                    dead_letter=sa.case((last, reason[:2_000] or "failed"), else_=""),
                 )
             )
+            return given_up
 
     def release(self, claim: Claim) -> None:
         """Give the batch back without counting a try."""
@@ -221,11 +272,7 @@ class ReflectionTable:
         return running, sa.or_(table.c.lease_until < now, table.c.lease_until - table.c.lease > now + SLACK)
 
     def _ready(self, namespace: Namespace, at: Any) -> tuple[Any, ...]:
-        counts = episodes.c.ready_at <= at
-        if self.db.is_sqlite:  # it ended in the future: the clock was put back since, and how long it waits is unknown
-            ahead = episodes.c.ended_at > self.db.now() + SLACK
-            counts = sa.or_(counts, ahead)
-        return episodes.c.namespace == to_key(namespace), unread, counts
+        return ready(self.db, to_key(namespace), at)
 
 
 def _batch(reflection_id: str, claimed: Sequence[str]) -> tuple[Any, ...]:

@@ -46,7 +46,7 @@ def add(connection: sa.Connection, episode_id: str, reward: Reward, given_at: fl
     counts = episodes.update().where(
         episodes.c.id == episode_id, episodes.c.reflection_id == "", episodes.c.ready_at.is_not(None)
     )
-    if connection.execute(counts.values(ready_at=0.0)).rowcount == 0:
+    if connection.execute(counts.values(ready_at=0.0, sampled=True)).rowcount == 0:
         mark_for_review(connection, [episode_id])
 
 

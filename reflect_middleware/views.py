@@ -232,6 +232,7 @@ class Episodes(View):
         status: str | None = None,
         agent: str | None = None,
         waiting: bool = False,
+        dead: bool = False,
         limit: int | None = 100,
     ) -> tuple[Episode, ...]:
         """The newest episodes first, of all namespaces unless one is given.
@@ -242,13 +243,38 @@ class Episodes(View):
             status: Only with this status.
             agent: Only of this agent.
             waiting: Only those that no reflection has read yet.
+            dead: Only those that are dead-lettered: reflections on them failed, and `dead_letter` says why.
             limit: At most so many; None for all.
         """
         return self._core.parts.ledger.episodes.find(
-            namespace=namespace, thread_id=thread_id, status=status, agent=agent, waiting=waiting, limit=limit
+            namespace=namespace,
+            thread_id=thread_id,
+            status=status,
+            agent=agent,
+            waiting=waiting,
+            dead=dead,
+            limit=limit,
         )
 
-    aget, alist = twin(get), twin(list)
+    def retry(self, *episode_ids: str, namespace: Namespace | None = None) -> tuple[str, ...]:
+        """Give dead-lettered episodes another chance: they count again, with all their tries.
+
+        Args:
+            episode_ids: Only these; all of them if none is given.
+            namespace: Only of this one.
+
+        Returns:
+            The ids of those that were dead-lettered.
+
+        Raises:
+            EpisodeNotFoundError: If there is none of an id.
+        """
+        found = self._core.parts.ledger.work.retry(episode_ids or None, namespace)
+        for space in set(found.values()):
+            self._core.parts.learner.poke(space)
+        return tuple(found)
+
+    aget, alist, aretry = twin(get), twin(list), twin(retry)
 
 
 class Reflections(View):
