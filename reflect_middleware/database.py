@@ -26,11 +26,13 @@ class Database:
     Args:
         url: A SQLAlchemy URL: `sqlite:///…` or `postgresql+psycopg://…`.
         fsync: Whether a SQLite commit waits for the disk (survives power loss, not only a killed process).
+        erases: Whether SQLite overwrites what is deleted.
     """
 
-    def __init__(self, url: str, *, fsync: bool = False) -> None:
+    def __init__(self, url: str, *, fsync: bool = False, erases: bool = False) -> None:
         self.url = url
         self.fsync = fsync
+        self.erases = erases
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
@@ -133,7 +135,7 @@ class Database:
                     self._engine.dispose(close=False)
                 engine = self._make()
                 metadata.create_all(engine)
-                self._changes = Changes(self._beside("-lessons"))
+                self._changes = Changes(self.beside("-lessons"))
                 self._engine, self._pid = engine, os.getpid()
         with self.write() as connection:
             connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
@@ -141,7 +143,7 @@ class Database:
                 self.changing(connection)
         return self._engine
 
-    def _beside(self, ending: str) -> Path | None:
+    def beside(self, ending: str) -> Path | None:
         """A file of ours next to SQLite's; None for a ledger without a file."""
         file = sa.make_url(self.url).database if self.is_sqlite else None
         return Path(file + ending) if file and file != ":memory:" else None
@@ -166,6 +168,8 @@ class Database:
         cursor.execute("PRAGMA busy_timeout=30000")
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={'FULL' if self.fsync else 'NORMAL'}")
+        if self.erases:
+            cursor.execute("PRAGMA secure_delete=ON")
         cursor.close()
 
     @contextlib.contextmanager

@@ -87,9 +87,13 @@ class EpisodeTable:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
     def reward(self, episode_id: str, reward: Reward) -> None:
-        """Add a reward; the same source and key replaces the former one, which stays in the history."""
+        """Add a reward; the same source and key replaces the former one, which stays in the history.
+
+        Without such an episode (not written yet, or purged) it waits, as every reward for an unknown run does.
+        """
         with self.db.write() as connection:
-            add(connection, episode_id, reward)
+            known = connection.execute(sa.select(table.c.id).where(table.c.id == episode_id)).first()
+            (add if known else add_later)(connection, episode_id, reward)
 
     def reward_later(self, name: str, reward: Reward) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""

@@ -21,7 +21,7 @@ from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, names_of, unit
 from reflect_middleware.session import Session, Spec
-from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
+from reflect_middleware.types import AuditEntry, Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
 if TYPE_CHECKING:
@@ -314,6 +314,10 @@ class Reflection:
 
         return examine(self._open())
 
+    def audit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
+        """What was purged, dropped by retention and restored, the newest first: when and how much, no content."""
+        return self._open().parts.ledger.forget.audit(limit)
+
     def close(self) -> None:
         """Write what is queued, wait up to `exit_timeout` for running work, release the rest. May be called twice."""
         self._core.close()
@@ -351,6 +355,10 @@ class Reflection:
     async def adoctor(self) -> tuple[Finding, ...]:
         """Async twin of `doctor`."""
         return await self._twin(self.doctor)
+
+    async def aaudit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
+        """Async twin of `audit`."""
+        return await self._twin(lambda: self.audit(limit))
 
     async def aclose(self) -> None:
         """Async twin of `close`."""

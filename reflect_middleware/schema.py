@@ -49,6 +49,7 @@ aliases = sa.Table(
     sa.Column("alias", sa.Text, primary_key=True),
     sa.Column("episode_id", sa.Text, primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
+    sa.Index("aliases_episode", "episode_id"),
 )
 rewards = sa.Table(
     "rewards",

@@ -1,0 +1,63 @@
+"""Whether bytes of what was purged are left in files, whatever their form: free pages of a database, logs, indices."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+PIECE = 4 * 1024 * 1024
+"""Bytes read at a time."""
+OVERLAP = 256
+"""Bytes that a piece repeats of the one before: longer than anything that is looked for."""
+_ID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_open_for_ever: dict[tuple[int, int], int] = {}
+
+
+def found_in(file: Path, ids: Collection[str], words: Collection[str], *, live: bool = False) -> set[str]:
+    """Which of the ids (UUIDs) and words a file holds.
+
+    Args:
+        file: Any file; a missing one holds nothing.
+        ids: Any number.
+        words: A few; in UTF-8, or as JSON writes them.
+        live: This process has a SQLite connection to it. It is then never closed: closing it would take away the locks
+            that SQLite holds on it, as POSIX has it.
+    """
+    wanted = {name.encode(): name for name in ids}
+    spelled = {word.encode(): word for word in words}
+    found: set[str] = set()
+    for piece in _pieces(file, live=live):
+        if wanted:
+            found.update(wanted[hit] for hit in set(_ID.findall(piece)) & wanted.keys())
+        found.update(word for raw, word in spelled.items() if raw in piece)
+    return found
+
+
+def _pieces(file: Path, *, live: bool) -> Iterator[bytes]:
+    try:
+        fd = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        return
+    if live:
+        fd = _kept(fd)
+    try:
+        at, tail = 0, b""
+        while piece := _read(fd, at):
+            yield tail + piece
+            at, tail = at + len(piece), piece[-OVERLAP:]
+    finally:
+        if not live:
+            os.close(fd)
+
+
+def _kept(fd: int) -> int:
+    """The first descriptor of this file; a second one of it is never closed either."""
+    status = os.fstat(fd)
+    return _open_for_ever.setdefault((status.st_dev, status.st_ino), fd)
+
+
+def _read(fd: int, at: int) -> bytes:
+    os.lseek(fd, at, os.SEEK_SET)
+    return os.read(fd, PIECE)
