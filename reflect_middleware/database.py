@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from reflect_middleware.forks import gate
 from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
 
 TICKET = "reflect_ticket"
+PORTION = 1_000
+"""Most values in one list of a statement: databases allow 32,766 (older SQLite) or 65,535 (PostgreSQL)."""
+
+
+def portions(values: Iterable[str]) -> Iterator[list[str]]:
+    """The values in lists that a statement can take."""
+    left = iter(values)
+    while some := list(islice(left, PORTION)):
+        yield some
 
 
 class Database:

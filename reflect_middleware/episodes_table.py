@@ -11,12 +11,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database
+from reflect_middleware.database import Database, portions
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
-from reflect_middleware.schema import aliases, exposures, rewards
+from reflect_middleware.schema import aliases, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
@@ -24,6 +24,8 @@ ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
 ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries", "sampled"}
 """The columns that the writer fills; the others belong to the reflection."""
+STATISTICS = 500
+"""Of how many of the latest episodes that showed a lesson the rewards are looked at."""
 WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
 
 
@@ -132,7 +134,7 @@ class EpisodeTable:
             EpisodeNotFoundError: If there is none of this id.
         """
         with self.db.read() as connection:
-            found = self._read(connection, table.c.id == episode_id)
+            found = self._by_id(connection, [episode_id])
         if not found:
             raise EpisodeNotFoundError(episode_id)
         return found[0]
@@ -140,8 +142,7 @@ class EpisodeTable:
     def many(self, ids: Sequence[str]) -> tuple[Episode, ...]:
         """The episodes of these ids, in this order; unknown ids are left out."""
         with self.db.read() as connection:
-            found = {e.id: e for e in self._read(connection, table.c.id.in_(ids))}
-        return tuple(found[i] for i in ids if i in found)
+            return tuple(self._by_id(connection, ids))
 
     def find(
         self,
@@ -159,26 +160,28 @@ class EpisodeTable:
             if value is not None:
                 where.append(column == value)
         if waiting:
-            where += [table.c.reflection_id == "", table.c.dead_letter == ""]
+            where.append(unread)
         with self.db.read() as connection:
-            return tuple(self._read(connection, *where, newest=True, limit=limit))
+            return tuple(self._newest(connection, *where, limit=limit))
 
     def latest(self, thread_id: str, namespace: Namespace | None = None) -> str | None:
         """The id of a thread's latest episode."""
-        found = self.find(thread_id=thread_id, namespace=namespace, limit=1)
-        return found[0].id if found else None
+        query = sa.select(table.c.id).where(table.c.thread_id == thread_id)
+        if namespace is not None:
+            query = query.where(table.c.namespace == to_key(namespace))
+        with self.db.read() as connection:
+            return connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
 
     def interrupted(self, agent: str, thread_id: str, checkpoint_ns: str) -> Episode | None:
         """The open episode that a resume of this thread goes on with."""
         with self.db.read() as connection:
-            found = self._read(
+            found = self._newest(
                 connection,
                 table.c.thread_id == thread_id,
                 table.c.checkpoint_ns == checkpoint_ns,
                 table.c.agent == agent,
-                table.c.status == "interrupted",
+                open_,
                 table.c.ready_at.is_(None),
-                newest=True,
                 limit=1,
             )
         return found[0] if found else None
@@ -188,7 +191,7 @@ class EpisodeTable:
         with self.db.write() as connection:
             connection.execute(
                 table.update()
-                .where(table.c.status == "interrupted", table.c.ready_at.is_(None), table.c.started_at < before)
+                .where(open_, table.c.ready_at.is_(None), table.c.started_at < before)
                 .values(status="abandoned", ready_at=0.0, ended_at=time.time())
             )
 
@@ -210,33 +213,40 @@ class EpisodeTable:
             return [row.lesson_id for row in connection.execute(query)]
 
     def lesson_statistics(self, lesson_ids: Iterable[str]) -> dict[str, tuple[int, float | None]]:
-        """For each lesson: in how many episodes it was shown, and the mean reward of those that have one."""
-        wanted = list(lesson_ids)
-        query = sa.select(exposures.c.lesson_id, exposures.c.episode_id).where(
-            exposures.c.lesson_id.in_(wanted), exposures.c.shown
-        )
-        with self.db.read() as connection:
-            pairs = connection.execute(query).all()
-            judged = current(connection, {pair.episode_id for pair in pairs})
-        shown: dict[str, list[float | None]] = {}
-        for lesson_id, episode_id in pairs:
-            shown.setdefault(lesson_id, []).append(combined(judged.get(episode_id, ())))
-        return {lesson_id: (len(values), _mean(values)) for lesson_id, values in shown.items()}
+        """For each lesson: in how many episodes it was shown, and their mean reward.
 
-    def _read(
-        self, connection: sa.Connection, *where: Any, newest: bool = False, limit: int | None = None
-    ) -> list[Episode]:
-        query = sa.select(table).where(*where)
-        query = query.order_by(table.c.started_at.desc() if newest else table.c.started_at).limit(limit)
-        rows = connection.execute(query).all()
-        ids = {row.id for row in rows}
+        The mean is over those that have a reward, of the `STATISTICS` latest ones by their ids, which grow with time.
+        """
+        counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
+        times: dict[str, int] = {}
+        shown: dict[str, list[str]] = {}
+        with self.db.read() as connection:
+            for some in portions(lesson_ids):
+                mine = counted.where(exposures.c.lesson_id.in_(some)).group_by(exposures.c.lesson_id)
+                times |= {row.lesson_id: row.times for row in connection.execute(mine)}
+                for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
+                    shown.setdefault(row.id, []).append(row.episode_id)
+            judged = current(connection, {episode_id for ids in shown.values() for episode_id in ids})
+        return {
+            lesson_id: (count, _mean([combined(judged.get(i, ())) for i in shown.get(lesson_id, ())]))
+            for lesson_id, count in times.items()
+        }
+
+    def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
+        # Ids first: where no index has the order, a database then sorts ids and not bodies.
+        query = sa.select(table.c.id).where(*where).order_by(table.c.started_at.desc()).limit(limit)
+        return self._by_id(connection, connection.execute(query).scalars().all())
+
+    def _by_id(self, connection: sa.Connection, ids: Sequence[str]) -> list[Episode]:
+        """The episodes of these ids, in this order; unknown ids are left out."""
         judged = current(connection, ids)
         exposed: dict[str, list[Exposure]] = {}
-        for row in connection.execute(
-            sa.select(exposures).where(exposures.c.episode_id.in_(ids)).order_by(exposures.c.position)
-        ):
-            exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
-        return [_episode(row, judged.get(row.id, ()), exposed.get(row.id, ())) for row in rows]
+        rows: dict[str, Any] = {}
+        for some in portions(ids):
+            for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
+                exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+            rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
+        return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
     def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
@@ -252,9 +262,29 @@ class EpisodeTable:
         if found and not alias.startswith("out:"):
             return found[:1]
         if not found:
-            roots = sa.select(table.c.id).where(table.c.root_run_id == alias, table.c.parent_id == "")
+            roots = sa.select(table.c.id).where(nested, table.c.root_run_id == alias, table.c.parent_id == "")
             found = [row.id for row in connection.execute(roots)]
         return found
+
+
+def _latest() -> sa.Select[str, str]:
+    """Lessons with the latest episodes that showed them: a short walk over an index for each lesson."""
+    inner = exposures.alias()
+    oldest = (
+        sa.select(inner.c.episode_id)
+        .where(inner.c.lesson_id == lessons.c.id, inner.c.shown)
+        .order_by(inner.c.episode_id.desc())
+        .limit(1)
+        .offset(STATISTICS - 1)
+        .scalar_subquery()
+    )
+    late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
+    pair = (exposures.c.lesson_id == lessons.c.id) & exposures.c.shown & late
+    return sa.select(lessons.c.id, exposures.c.episode_id).join_from(lessons, exposures, pair)
+
+
+_LATEST = _latest()
+_EXPOSED = sa.select(exposures).order_by(exposures.c.position)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,8 @@ from reflect_middleware.schema import (
     meta,
     metadata,
     namespaces,
+    nested,
+    owned,
     reflections,
     rewards,
     work,
@@ -37,6 +40,7 @@ from reflect_middleware.types import AuditEntry, Episode, Lesson, Namespace, Ref
 
 CHUNK = 500
 """Rows per transaction or list: other writers come in between."""
+NAME_STARTS = "0123456789abcdefghijklmnopqrstuvwxyz"
 PURGING = "purging"
 """In `dead_letter`, while a purge is under way: no reflection takes such an episode."""
 
@@ -91,8 +95,7 @@ class ForgetTable:
         """Ids of the episodes that are meant, and of those that ran inside them."""
         where = []
         if criteria.principal is not None:
-            some_principal = episodes.c.principal != sa.literal_column("''")  # as the index says
-            where += [some_principal, episodes.c.principal == criteria.principal]
+            where += [owned, episodes.c.principal == criteria.principal]
         if criteria.thread_id is not None:
             where.append(episodes.c.thread_id == criteria.thread_id)
         if criteria.before is not None:
@@ -228,19 +231,25 @@ class ForgetTable:
         counts = dict.fromkeys(("episodes", "rewards", "exposures"), 0)
         for some in chunks(ids):
             with self.db.write() as connection:
-                known = sa.select(aliases.c.alias).where(aliases.c.episode_id.in_(some))
                 runs = sa.select(episodes.c.root_run_id).where(episodes.c.id.in_(some))
-                for names in (known, runs):
-                    waiting = rewards.c.waiting & rewards.c.target.in_(names)
-                    counts["rewards"] += connection.execute(rewards.delete().where(waiting)).rowcount
+                waiting = rewards.c.waiting & rewards.c.target.in_(runs)
+                counts["rewards"] += connection.execute(rewards.delete().where(waiting)).rowcount
                 counts["rewards"] += connection.execute(rewards.delete().where(rewards.c.target.in_(some))).rowcount
                 gone = exposures.delete().where(exposures.c.episode_id.in_(some))
                 counts["exposures"] += connection.execute(gone).rowcount
-                named = sa.or_(aliases.c.episode_id.in_(some), aliases.c.alias.in_(some))
-                connection.execute(aliases.delete().where(named))
+                connection.execute(aliases.delete().where(aliases.c.alias.in_(some)))
                 connection.execute(lesson_sources.delete().where(lesson_sources.c.episode_id.in_(some)))
                 counts["episodes"] += connection.execute(episodes.delete().where(episodes.c.id.in_(some))).rowcount
+        self.erase_names()
         return counts
+
+    def erase_names(self) -> None:
+        """Remove the names of episodes that are gone: they have no index of their own, which each run would pay for."""
+        orphan = ~sa.exists().where(episodes.c.id == aliases.c.episode_id)
+        for first, last in pairwise(["", *NAME_STARTS, None]):
+            here = [aliases.c.alias >= first] + ([] if last is None else [aliases.c.alias < last])
+            with self.db.write() as connection:  # a part at a time, so that others can write in between
+                connection.execute(aliases.delete().where(*here, orphan))
 
     def finish(self, action: str, body: Mapping[str, Any], *, rebuild: bool) -> None:
         """The end of a purge: no error text that may quote, no empty namespace, an entry in the audit.
@@ -315,10 +324,10 @@ def _with_nested(connection: sa.Connection, found: dict[str, None]) -> dict[str,
     while newest:
         inner: list[str] = []
         for some in chunks(newest):
-            # The runs of one root are few; there is no index by parent.
-            roots = sa.select(episodes.c.root_run_id).where(episodes.c.id.in_(some), episodes.c.root_run_id != "")
-            nested = sa.select(episodes.c.id).where(episodes.c.root_run_id.in_(roots), episodes.c.parent_id.in_(some))
-            inner += [known for known in connection.execute(nested).scalars() if known not in found]
+            roots = sa.select(episodes.c.root_run_id).where(episodes.c.id.in_(some))  # by parent there is no index
+            query = sa.select(episodes.c.id).where(nested, episodes.c.root_run_id.in_(roots))
+            children = connection.execute(query.where(episodes.c.parent_id.in_(some))).scalars()
+            inner += [child for child in children if child not in found]
         found |= dict.fromkeys(inner)
         newest = inner
     return found

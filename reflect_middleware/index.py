@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reflect_middleware.database import portions
 from reflect_middleware.errors import EmbedderError, StoreLockedError
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.lanes import Lane
@@ -118,13 +119,14 @@ class Index:
             return
         store = self._opened(self._open_store)
         mark = self._marks.get(namespace)
-        rows = self.lessons.indexed(namespace, 0 if mark is None else mark, self.embedder.id)
-        if mark is None:
+        revision, _ = self.lessons.state(namespace)
+        rows = self.lessons.indexed(namespace, mark or 0, self.embedder.id)
+        if not mark:
             stray = store.ids(self._space(namespace)) - {row.id for row in rows if row.active}
             store.delete(self._space(namespace), stray)
         store.upsert(self._space(namespace), _entries(rows))
         store.delete(self._space(namespace), [row.id for row in rows if not row.active])
-        self._marks[namespace] = max((row.revision for row in rows), default=mark or 0)
+        self._marks[namespace] = max([mark or 0, revision, *(row.revision for row in rows)])
 
     def rebuild(self, namespaces: Sequence[Namespace]) -> str:
         """Empty the store, after a purge; it is filled again as it is searched. Gives the reason where it cannot be.
@@ -174,12 +176,11 @@ class Index:
     def _refresh_exact(self, namespace: Namespace, mark: int) -> None:
         if mark < 0:
             self._exact.refresh(namespace)
-            rows = self.lessons.indexed(namespace, 0, self.embedder.id)
         else:
             rows = self.lessons.indexed(namespace, mark, self.embedder.id)
             self._exact.upsert(namespace, _entries(rows))
             self._exact.delete(namespace, [row.id for row in rows if not row.active])
-        if any(row.active and row.vector is None for row in rows):
+        if self.lessons.without_vectors(namespace, self.embedder.id):
             self._incomplete.add(namespace)
 
     def _sync_quietly(self, namespace: Namespace) -> None:
@@ -243,14 +244,11 @@ class Index:
             self._exact.refresh()
 
     def _embed_missing(self, namespace: Namespace) -> None:
-        rows = self.lessons.indexed(namespace, 0, self.embedder.id)
-        missing = [row.id for row in rows if row.active and row.vector is None]
-        if not missing:
-            return
-        lessons = self.lessons.many(missing)
-        vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
-        pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
-        self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
+        for some in portions(self.lessons.without_vectors(namespace, self.embedder.id)):
+            lessons = self.lessons.many(some)
+            vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
+            pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
+            self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
 
 
 def renewed(store: LessonStore, folder: Path, generation: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database
+from reflect_middleware.database import Database, portions
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
 from reflect_middleware.namespaces import from_key, to_key
@@ -46,6 +46,8 @@ STATE = sa.select(
 
 FLOOR = "revision floor"
 """In `meta`: where the revision of a new namespace begins, so that one that was purged and comes back goes on."""
+STANDING = ("active", "candidate")
+"""The statuses of lessons that are in use, or may be."""
 FRESH_SECONDS = 5.0
 """How long a namespace's state is believed unchanged at most: shared memory can fail on odd file systems."""
 STATES = 4_096
@@ -104,16 +106,20 @@ class LessonTable:
 
     def many(self, ids: Sequence[str]) -> tuple[Lesson, ...]:
         """The lessons of these ids, in this order; unknown ids are left out."""
+        found: dict[str, Lesson] = {}
         with self.db.read() as connection:
-            rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(ids))).all()
-        found = {row.id: Lesson.model_validate_json(row.body) for row in rows}
+            for some in portions(ids):
+                rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(some)))
+                found |= {row.id: Lesson.model_validate_json(row.body) for row in rows}
         return tuple(found[i] for i in ids if i in found)
 
-    def find(self, namespace: Namespace, status: str | None = None) -> tuple[Lesson, ...]:
-        """The lessons of a namespace, the oldest first."""
+    def find(self, namespace: Namespace, status: str | None = None, *, standing: bool = False) -> tuple[Lesson, ...]:
+        """The lessons of a namespace, the oldest first; `standing` leaves out the retired ones, which pile up."""
         where: list[Any] = [table.c.namespace == to_key(namespace)]
         if status is not None:
             where.append(table.c.status == status)
+        if standing:
+            where.append(table.c.status.in_(STANDING))
         with self.db.read() as connection:
             rows = connection.execute(sa.select(table.c.body).where(*where)).all()
         found = [Lesson.model_validate_json(row.body) for row in rows]
@@ -183,9 +189,13 @@ class LessonTable:
             return connection.execute(sa.select(meta.c.value).where(meta.c.key == "paused")).scalar() == "1"
 
     def indexed(self, namespace: Namespace, after: int, embedder: str) -> list[Indexed]:
-        """What changed in a namespace after a revision, for the index."""
+        """What changed in a namespace after a revision, for the index; after 0 without what is retired.
+
+        Retired lessons pile up in the course of time, and who starts from nothing need not hear of them.
+        """
         query = sa.select(table.c.id, table.c.status, table.c.revision, table.c.vector, table.c.embedder).where(
-            table.c.namespace == to_key(namespace), table.c.revision > after
+            table.c.namespace == to_key(namespace),
+            table.c.revision > after if after else table.c.status.in_(STANDING),
         )
         with self.db.read() as connection:
             rows = connection.execute(query.order_by(table.c.id)).all()
@@ -201,14 +211,18 @@ class LessonTable:
 
     def set_vectors(self, namespace: Namespace, vectors: dict[str, bytes], embedder: str) -> None:
         """Store vectors that were missing or came from another embedder."""
-        with self.db.write() as connection:
-            revision = self._next_revision(connection, namespace)
-            for lesson_id, vector in vectors.items():
-                connection.execute(
-                    table.update()
-                    .where(table.c.id == lesson_id)
-                    .values(vector=vector, embedder=embedder, revision=revision)
-                )
+        for some in portions(vectors):
+            with self.db.write() as connection:
+                new = {"embedder": embedder, "revision": self._next_revision(connection, namespace)}
+                rows = [{"lesson": lesson_id, "vector": vectors[lesson_id], **new} for lesson_id in some]
+                connection.execute(table.update().where(table.c.id == sa.bindparam("lesson")), rows)
+
+    def without_vectors(self, namespace: Namespace, embedder: str) -> list[str]:
+        """Ids of the active lessons that this embedder has not seen."""
+        other = sa.or_(table.c.embedder < embedder, table.c.embedder > embedder)  # an index can be asked so, `!=` not
+        query = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "active", other)
+        with self.db.read() as connection:
+            return list(connection.execute(query.order_by(table.c.id)).scalars())
 
     def namespaces(self) -> tuple[Namespace, ...]:
         """Every namespace that ever had a lesson."""

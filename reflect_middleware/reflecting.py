@@ -71,9 +71,9 @@ class Reflecting:
     def _related(self, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
         """The standing lessons that these episodes may touch: all if they are few, else the nearest."""
         table = self.core.parts.ledger.lessons
-        standing = [x for x in table.find(namespace) if x.status != "retired"]
+        standing = table.find(namespace, standing=True)
         if len(standing) <= RELATED:
-            return tuple(standing)
+            return standing
         revision, _ = table.state(namespace)
         best: dict[str, float] = {e.lesson_id: 2.0 for episode in episodes for e in episode.exposures if e.shown}
         for episode in episodes:
@@ -150,7 +150,7 @@ class Reflecting:
         known = {row.id: row.vector for row in table.indexed(claim.namespace, 0, embedder)}
         existing = [
             (lesson, np.frombuffer(raw, dtype=np.float32) if (raw := known.get(lesson.id)) else None)
-            for lesson in table.find(claim.namespace)
+            for lesson in table.find(claim.namespace, standing=True)
         ]
         return curate(
             answer.edits,

@@ -15,7 +15,7 @@ from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import changed_since, lock, mark_for_review
-from reflect_middleware.schema import episodes
+from reflect_middleware.schema import episodes, running, unread, waits
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
 
@@ -41,26 +41,30 @@ class ReflectionTable:
         self.db = database
         self.lessons = lessons
 
-    def ready(self, namespace: Namespace, at: float | None = None) -> int:
-        """How many episodes of a namespace count towards K at a time (epoch seconds; now by default)."""
-        query = sa.select(sa.func.count()).where(*_ready(namespace, time.time() if at is None else at))
+    def ready(self, namespace: Namespace, at: float | None = None, *, most: int | None = None) -> int:
+        """How many episodes of a namespace count towards K at a time (epoch seconds; now by default).
+
+        Args:
+            namespace: The namespace.
+            at: The time.
+            most: Counting stops here, whatever a backlog holds; None counts them all.
+        """
+        found = sa.select(sa.literal(1)).where(*_ready(namespace, time.time() if at is None else at)).limit(most)
         with self.db.read() as connection:
-            return int(connection.execute(query).scalar_one())
+            return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
 
     def next_ready_at(self, namespace: Namespace) -> float | None:
         """When the next waiting episode will count (epoch seconds); None if none waits."""
         soon = sa.select(sa.func.min(episodes.c.ready_at)).where(
-            *_ready(namespace, float("1e18")), episodes.c.ready_at > time.time()
+            episodes.c.namespace == to_key(namespace), waits, episodes.c.ready_at > time.time()
         )
         with self.db.read() as connection:
             return connection.execute(soon).scalar()
 
     def waiting(self) -> tuple[Namespace, ...]:
         """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(
-            episodes.c.ready_at.is_not(None), episodes.c.dead_letter == "", episodes.c.reflection_id == ""
-        )
-        stuck = sa.select(table.c.namespace).where(table.c.status == "running", table.c.lease_until < time.time())
+        free = sa.select(episodes.c.namespace).where(unread, episodes.c.ready_at.is_not(None))
+        stuck = sa.select(table.c.namespace).where(running, table.c.lease_until < time.time())
         with self.db.read() as connection:
             rows = connection.execute(sa.union(free, stuck)).all()
         return tuple(from_key(row.namespace) for row in rows)
@@ -76,7 +80,7 @@ class ReflectionTable:
         at = time.time()
         with self.db.write() as connection:
             self._release_expired(connection, namespace, at)
-            busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "running")
+            busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), running)
             if connection.execute(busy).first() is not None:
                 return None
             query = (
@@ -151,11 +155,10 @@ class ReflectionTable:
             if connection.execute(table.update().where(*_mine(claim)).values(status="failed")).rowcount != 1:
                 return
             self._body(connection, record)
-            mine = episodes.c.reflection_id == claim.id
             tries = episodes.c.tries + 1
             connection.execute(
                 episodes.update()
-                .where(mine)
+                .where(*_batch(claim.id, claim.episodes))
                 .values(
                     reflection_id="",
                     tries=tries,
@@ -167,9 +170,7 @@ class ReflectionTable:
         """Give the batch back without counting a try."""
         with self.db.write() as connection:
             if connection.execute(table.update().where(*_mine(claim)).values(status="released")).rowcount == 1:
-                connection.execute(
-                    episodes.update().where(episodes.c.reflection_id == claim.id).values(reflection_id="")
-                )
+                connection.execute(episodes.update().where(*_batch(claim.id, claim.episodes)).values(reflection_id=""))
 
     def get(self, reflection_id: str) -> ReflectionRecord:
         """One reflection.
@@ -199,20 +200,20 @@ class ReflectionTable:
         connection.execute(table.update().where(table.c.id == record.id).values(body=record.model_dump_json()))
 
     def _release_expired(self, connection: sa.Connection, namespace: Namespace, at: float) -> None:
-        late = (table.c.namespace == to_key(namespace), table.c.status == "running", table.c.lease_until < at)
-        for row in connection.execute(sa.select(table.c.id).where(*late)).all():
+        late = (table.c.namespace == to_key(namespace), running, table.c.lease_until < at)
+        for row in connection.execute(sa.select(table.c.id, table.c.body).where(*late)).all():
+            claimed = ReflectionRecord.model_validate_json(row.body).episodes
             connection.execute(table.update().where(table.c.id == row.id).values(status="released"))
-            connection.execute(episodes.update().where(episodes.c.reflection_id == row.id).values(reflection_id=""))
+            connection.execute(episodes.update().where(*_batch(row.id, claimed)).values(reflection_id=""))
 
 
 def _ready(namespace: Namespace, at: float) -> tuple[Any, ...]:
-    return (
-        episodes.c.namespace == to_key(namespace),
-        episodes.c.reflection_id == "",
-        episodes.c.dead_letter == "",
-        episodes.c.ready_at.is_not(None),
-        episodes.c.ready_at <= at,
-    )
+    return episodes.c.namespace == to_key(namespace), unread, episodes.c.ready_at <= at
+
+
+def _batch(reflection_id: str, claimed: Sequence[str]) -> tuple[Any, ...]:
+    """Those of a claim's episodes that are still its own, found by their ids."""
+    return episodes.c.id.in_(claimed), episodes.c.reflection_id == reflection_id
 
 
 def _mine(claim: Claim) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from reflect_middleware.database import portions
 from reflect_middleware.schema import episodes, lesson_sources, lessons
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
@@ -21,11 +22,10 @@ WAITING_SECONDS = 7 * 86_400.0
 def current(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
     """The standing rewards of these episodes, the oldest first; episodes without one are left out."""
     found: dict[str, list[Reward]] = {}
-    query = sa.select(table.c.target, table.c.body).where(
-        table.c.target.in_(list(ids)), table.c.current, ~table.c.waiting
-    )
-    for row in connection.execute(query.order_by(table.c.seq)):
-        found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
+    query = sa.select(table.c.target, table.c.body).where(table.c.current, ~table.c.waiting).order_by(table.c.seq)
+    for some in portions(ids):
+        for row in connection.execute(query.where(table.c.target.in_(some))):
+            found.setdefault(row.target, []).append(Reward.model_validate_json(row.body))
     return found
 
 

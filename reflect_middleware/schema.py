@@ -14,6 +14,18 @@ def _text(name: str, **kwargs: Any) -> sa.Column[str]:
     return sa.Column(name, sa.Text, nullable=False, server_default="", **kwargs)
 
 
+def _few(name: str, *columns: sa.ColumnElement[Any], where: sa.ColumnElement[bool]) -> sa.Index:
+    """An index over the few rows that a condition picks, however many others there are.
+
+    A query uses it only if it states the condition in the same words, values included: hence the names below for
+    conditions, and `literal_column` in them.
+    """
+    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+EMPTY: sa.ColumnElement[str] = sa.literal_column("''", sa.Text)
+
+
 meta = sa.Table("meta", metadata, sa.Column("key", sa.Text, primary_key=True), _text("value"))
 
 episodes = sa.Table(
@@ -37,19 +49,35 @@ episodes = sa.Table(
     sa.Column("sampled", sa.Boolean, nullable=False, server_default=sa.true()),  # false: it counts once it is rewarded
     sa.Column("size", sa.Integer, nullable=False, server_default="0"),  # characters of its body
     sa.Column("body", sa.Text, nullable=False),
-    sa.Index("episodes_ready", "namespace", "reflection_id", "dead_letter", "ready_at"),
-    sa.Index("episodes_thread", "thread_id", "started_at"),
-    sa.Index("episodes_root", "root_run_id"),
     sa.Index("episodes_time", "started_at"),
-    sa.Index("episodes_principal", "principal", "started_at"),
+    sa.Index("episodes_namespace", "namespace", "started_at"),
+    sa.Index("episodes_thread", "thread_id", "started_at"),
 )
+unread = sa.and_(episodes.c.reflection_id == EMPTY, episodes.c.dead_letter == EMPTY, episodes.c.sampled)
+"""Waits for a reflection, or will once it has ended."""
+waits = sa.and_(unread, episodes.c.ready_at > sa.literal_column("0"))
+"""Unread, and counts from a time on only: it waited for a reward, or still does."""
+open_ = episodes.c.status == sa.literal_column("'interrupted'", sa.Text)
+"""May be resumed."""
+dead = episodes.c.dead_letter != EMPTY
+"""No reflection could use it."""
+nested = episodes.c.root_run_id != episodes.c.id
+"""Ran inside another run. The others have the root's id as their own."""
+owned = episodes.c.principal != EMPTY
+"""Ran on somebody's behalf."""
+_few("episodes_unread", episodes.c.namespace, episodes.c.ended_at, episodes.c.id, where=unread)
+_few("episodes_waits", episodes.c.namespace, episodes.c.ready_at, where=waits)
+_few("episodes_open", episodes.c.thread_id, episodes.c.started_at, where=open_)
+_few("episodes_dead", episodes.c.namespace, episodes.c.started_at, where=dead)
+_few("episodes_nested", episodes.c.root_run_id, where=nested)
+_few("episodes_owned", episodes.c.principal, episodes.c.started_at, where=owned)
 aliases = sa.Table(
     "aliases",
     metadata,
     sa.Column("alias", sa.Text, primary_key=True),
     sa.Column("episode_id", sa.Text, primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
-    sa.Index("aliases_episode", "episode_id"),
+    sqlite_with_rowid=False,  # the largest table by rows: its key is all there is, kept once instead of twice
 )
 rewards = sa.Table(
     "rewards",
@@ -63,8 +91,8 @@ rewards = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("rewards_target", "target", "current"),
-    sa.Index("rewards_waiting", "waiting", "at"),
 )
+_few("rewards_early", rewards.c.seq, rewards.c.at, where=rewards.c.waiting)
 exposures = sa.Table(
     "exposures",
     metadata,
@@ -75,7 +103,8 @@ exposures = sa.Table(
     sa.Column("probability", sa.Float, nullable=False),
     sa.Column("similarity", sa.Float, nullable=False),
     sa.Column("position", sa.Integer, nullable=False),
-    sa.Index("exposures_lesson", "lesson_id"),
+    sa.Index("exposures_shown", "lesson_id", "shown", "episode_id"),
+    sqlite_with_rowid=False,
 )
 namespaces = sa.Table(
     "namespaces",
@@ -94,7 +123,7 @@ lessons = sa.Table(
     sa.Column("vector", sa.LargeBinary),
     _text("embedder"),  # which embedder made the vector
     sa.Column("body", sa.Text, nullable=False),
-    sa.Index("lessons_namespace", "namespace", "status"),
+    sa.Index("lessons_status", "namespace", "status", "embedder"),
     sa.Index("lessons_revision", "namespace", "revision"),
 )
 lesson_versions = sa.Table(
@@ -114,6 +143,7 @@ lesson_sources = sa.Table(
     sa.Column("episode_id", sa.Text, primary_key=True),
     sa.Column("lesson_id", sa.Text, primary_key=True),
     sa.Index("lesson_sources_lesson", "lesson_id"),
+    sqlite_with_rowid=False,
 )
 reflections = sa.Table(
     "reflections",
@@ -125,9 +155,13 @@ reflections = sa.Table(
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
-    sa.Index("reflections_namespace", "namespace", "status"),
+    sa.Index("reflections_time", "started_at"),
+    sa.Index("reflections_started", "namespace", "started_at"),
     sa.Index("reflections_status", "status", "started_at"),
 )
+running = reflections.c.status == sa.literal_column("'running'", sa.Text)
+"""Somebody's claim. Its lease is in no index, so that PostgreSQL can renew it in place."""
+_few("reflections_running", reflections.c.namespace, where=running)
 work = sa.Table(
     "work",
     metadata,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from reflect_middleware import Reflection
+    from tests.postgres import Server
 
 RULE = "needs a manager above 200 EUR"
 
@@ -42,18 +43,44 @@ def agent(model: Any = None, **compile_options: Any) -> Any:
     return builder.compile(**compile_options)
 
 
-@pytest.fixture
-def make() -> Iterator[Callable[..., Reflection]]:
-    """Makes Reflections that are closed after the test."""
-    made: list[Reflection] = []
+class Maker:
+    """Makes Reflections that are closed after the test; those of one path share a ledger."""
 
-    def build(model: Any = None, **settings: Any) -> Reflection:
-        made.append(testing.reflection(model, **settings))
-        return made[-1]
+    def __init__(self, server: Server | None) -> None:
+        self._server = server
+        self._made: list[Reflection] = []
+        self._databases: dict[str, str] = {}
 
-    yield build
-    for reflection in made:
-        reflection.close()
+    def __call__(self, model: Any = None, **settings: Any) -> Reflection:
+        path = settings.get("path") or f"its own, {len(self._made)}"
+        reflection = testing.reflection(model, **self.place(path) | settings)
+        if self._server is not None:
+            self._databases.setdefault(str(reflection._options.path), self._databases[path])
+        self._made.append(reflection)
+        return reflection
+
+    def place(self, path: object) -> dict[str, Any]:
+        """The settings that, beside this path, lead to its ledger."""
+        if self._server is None:
+            return {}
+        if str(path) not in self._databases:
+            self._databases[str(path)] = self._server.fresh()
+        return {"ledger": self._server.url(self._databases[str(path)]), "namespace": ("default",)}
+
+    def close(self) -> None:
+        for reflection in self._made:
+            reflection.close()
+        for database in set(self._databases.values()):
+            assert self._server is not None
+            self._server.give_back(database)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def make(request: pytest.FixtureRequest) -> Iterator[Maker]:
+    """Makes Reflections, on each of the two databases."""
+    maker = Maker(request.getfixturevalue("postgres_server") if request.param == "postgresql" else None)
+    yield maker
+    maker.close()
 
 
 @pytest.fixture(params=["sync", "async"])

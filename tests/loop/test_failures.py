@@ -111,16 +111,6 @@ def test_lessons_wait_for_an_embedder_that_works(make: Any, monkeypatch: pytest.
     assert [message.type for message in model.calls[-1]] == ["system", "human"]
 
 
-def test_a_ledger_that_cannot_be_opened_says_what_to_do(tmp_path: Any, make: Any) -> None:
-    (tmp_path / "ledger.db").write_bytes(b"this is no database" * 100)
-    reflection = make(None, path=str(tmp_path))
-    with pytest.raises(LedgerError, match=r"ledger.db cannot be used.*reflect doctor"):
-        reflection.episodes.list()
-    result = reflection.wrap(agent()).invoke({"messages": "Refund order 1"})
-    assert result["messages"][-1].content == "refunded"
-    assert not reflection.doctor()[0].ok
-
-
 def test_records_wait_in_memory_while_the_ledger_cannot_be_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reflection = make(None, every=99)
     graph = reflection.wrap(agent())

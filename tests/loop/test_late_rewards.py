@@ -155,9 +155,8 @@ def test_from_another_process(make: Any, tmp_path: Path, every: int) -> None:
         {"result": [message_to_dict(message) for message in runs[3].result["messages"]]},
         {"thread_id": runs[4].thread},
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", GIVER, str(tmp_path)], input=json.dumps(targets), text=True, check=False, timeout=120
-    )
+    command = [sys.executable, "-c", GIVER, str(tmp_path), json.dumps(make.place(tmp_path))]
+    done = subprocess.run(command, input=json.dumps(targets), text=True, check=False, timeout=120)
     assert done.returncode == 0
     episodes = {episode.id: episode.reward for episode in reflection.episodes.list()}
     assert [episodes[str(told.run_id)] for told in runs] == [0.0, 0.1, 0.2, 0.3, 0.4]
@@ -169,7 +168,7 @@ import json, sys
 from langchain_core.messages import messages_from_dict
 from reflect_middleware import Reflection
 
-with Reflection(path=sys.argv[1], store="exact") as reflection:
+with Reflection(path=sys.argv[1], store="exact", **json.loads(sys.argv[2])) as reflection:
     for number, given in enumerate(json.load(sys.stdin)):
         if "message" in given:
             given = {"target": messages_from_dict([given["message"]])[0]}

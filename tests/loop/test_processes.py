@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -26,10 +27,10 @@ from langgraph.graph import START, MessagesState, StateGraph
 from reflect_middleware import Reflection
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 
-path, what, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, what, number, place = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 model = ScriptedChatModel(lambda messages: messages[0].content if messages[0].type == "system" else "refunded")
 reflection = Reflection(path=path, embeddings=HashingEmbeddings(), min_similarity=-1.0, run="external",
-                        retrieve_timeout=30.0, store=what.partition(":")[2] or "exact")
+                        retrieve_timeout=30.0, store=what.partition(":")[2] or "exact", **place)
 builder = StateGraph(MessagesState)
 builder.add_node("answer", lambda state: {"messages": [model.invoke(state["messages"])]})
 builder.add_edge(START, "answer")
@@ -54,10 +55,11 @@ reflection.close()
 """
 
 
-def child(path: Path, what: str, number: int = 0) -> subprocess.Popen[str]:
+def child(make: Any, path: Path, what: str, number: int = 0) -> subprocess.Popen[str]:
     """A process of its own with a Reflection on this path."""
+    place = json.dumps(make.place(path))
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CHILD), str(path), what, str(number)],
+        [sys.executable, "-c", textwrap.dedent(CHILD), str(path), what, str(number), place],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -72,7 +74,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def test_k_counts_across_processes_and_restarts(tmp_path: Path, make: Any) -> None:
-    for process in [child(tmp_path, "run", 2), child(tmp_path, "run", 2)]:
+    for process in [child(make, tmp_path, "run", 2), child(make, tmp_path, "run", 2)]:
         finished(process)
     reflector = testing.ScriptedChatModel(lambda _: adding("Refund order"))
     reflection = make(reflector, every=5, path=str(tmp_path))
@@ -86,7 +88,7 @@ def test_a_running_process_sees_what_another_learns(tmp_path: Path, make: Any, s
     reflection = make(path=str(tmp_path), store=store)
     reflection.lessons.add(when="packing a parcel", do="use paper")
     reflection.flush()
-    with child(tmp_path, f"wait:{store}") as other:
+    with child(make, tmp_path, f"wait:{store}") as other:
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
@@ -103,7 +105,7 @@ def test_a_running_process_sees_what_another_learns(tmp_path: Path, make: Any, s
 
 
 def test_killed_after_the_run_returned_loses_nothing(tmp_path: Path, make: Any) -> None:
-    with child(tmp_path, "hang", 3) as process:
+    with child(make, tmp_path, "hang", 3) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "acknowledged\n"
         process.send_signal(signal.SIGKILL)
