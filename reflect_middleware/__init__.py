@@ -4,7 +4,9 @@ from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
 from reflect_middleware.cadence import Cadence, EveryEpisodes
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.reflection import Reflection
+from reflect_middleware.retention import Retention
 from reflect_middleware.types import (
+    AuditEntry,
     Edit,
     EditOutcome,
     Episode,
@@ -21,6 +23,7 @@ from reflect_middleware.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditEntry",
     "Cadence",
     "Edit",
     "EditOutcome",
@@ -33,6 +36,7 @@ __all__ = [
     "Reflection",
     "ReflectionRecord",
     "ReflectionReport",
+    "Retention",
     "Reward",
     "Step",
     "Task",

@@ -15,7 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, ReflectionRecord, Retrieved, Step
+from reflect_middleware.types import (
+    AuditEntry,
+    EditOutcome,
+    Episode,
+    Lesson,
+    Namespace,
+    ReflectionRecord,
+    Retrieved,
+    Step,
+)
 
 SHORT = 8
 """Last characters of an id in a table, enough to name it in the next command; the first ones may be a time."""
@@ -115,6 +124,17 @@ class View:
         """What `doctor` found."""
         rows = [("ok" if f.ok else "PROBLEM", f.check, f.message) for f in found]
         self._list(found, ("", "check", "finding"), rows, nothing="Nothing to check.")
+
+    def fields(self, item: BaseModel) -> None:
+        """All fields of a report that say something."""
+        data = item.model_dump(mode="json")
+        texts = {name: "\n".join(value) if isinstance(value, list) else str(value) for name, value in data.items()}
+        self._fields(item, {name.replace("_", " "): text for name, text in texts.items() if data[name] is not None})
+
+    def audit(self, found: Sequence[AuditEntry]) -> None:
+        """What was done to the ledger as a whole."""
+        rows = [(_time(e.at), e.action, json.dumps(e.details)) for e in found]
+        self._list(found, ("at", "action", "details"), rows, nothing="Nothing was purged, dropped or restored.")
 
     def say(self, text: str, **data: Any) -> None:
         """One line, or `data` as JSON."""

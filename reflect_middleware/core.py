@@ -23,6 +23,7 @@ from reflect_middleware.options import Options
 from reflect_middleware.parts import Parts
 from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
+from reflect_middleware.retention import Housekeeper
 from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.types import Preview
 
@@ -39,11 +40,12 @@ class Core:
         self.parts = Parts(self)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
+        self.housekeeper = Housekeeper(self)
         self.calls = Lane("calls", threads=4)
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer)
+        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer, self.housekeeper.lane)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -108,7 +110,7 @@ class Core:
         self.closed = True
         self.drain(self.options.exit_timeout)
         self.parts.close()
-        for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
+        for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer, self.housekeeper.lane):
             lane.stop()
 
     def renew(self) -> None:

@@ -124,6 +124,13 @@ class Database:
             index_elements=keys, set_={k: statement.excluded[k] for k in columns if k not in keys}
         )
 
+    def release(self) -> None:
+        """Close this process's connections; the next use opens them again."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None and self._pid == os.getpid():
+            engine.dispose()
+
     def close(self) -> None:
         """Close this process's connections for good."""
         with self._lock:

@@ -18,6 +18,7 @@ from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
 from reflect_middleware.lessons_table import FLOOR, LessonTable
 from reflect_middleware.namespaces import to_key
+from reflect_middleware.retention_table import DROPPED
 from reflect_middleware.schema import (
     aliases,
     audit,
@@ -223,7 +224,7 @@ class ForgetTable:
                 connection.execute(reflections.update().where(mine).values(body=record.model_dump_json()))
             else:
                 connection.execute(reflections.delete().where(mine))
-            failed = (episodes.c.dead_letter.not_in(["", PURGING]), episodes.c.id.in_(record.episodes))
+            failed = (episodes.c.dead_letter.not_in(["", PURGING, DROPPED]), episodes.c.id.in_(record.episodes))
             connection.execute(episodes.update().where(*failed).values(dead_letter="failed (the reason was purged)"))
 
     def erase_episodes(self, ids: Sequence[str]) -> dict[str, int]:
@@ -263,9 +264,22 @@ class ForgetTable:
             connection.execute(counters.update().values(last=""))
             self._drop_empty(connection)
             if rebuild:
-                self.db.changing(connection)
-                connection.execute(self.db.upsert(meta, key="generation", value=uuid4().hex))
+                self._renew(connection)
             self._note(connection, action, body)
+
+    def restored(self, seen: int, body: Mapping[str, Any]) -> None:
+        """After a restore: no process may take what it read before for what is here now.
+
+        Args:
+            seen: The highest revision of a namespace that one may have seen.
+            body: For the audit.
+        """
+        with self.db.write() as connection:
+            connection.execute(namespaces.update().values(revision=namespaces.c.revision + seen + 1))
+            floor = self.lessons.floor(connection) + seen + 1
+            connection.execute(self.db.upsert(meta, key=FLOOR, value=str(floor)))
+            self._renew(connection)
+            self._note(connection, "restore", body)
 
     def audit(self, limit: int | None = None) -> tuple[AuditEntry, ...]:
         """What was done to the ledger as a whole, the newest first."""
@@ -309,6 +323,10 @@ class ForgetTable:
             connection.execute(namespaces.delete().where(empty))
         nothing = ~sa.exists().where(episodes.c.namespace == work.c.namespace)
         connection.execute(work.delete().where(nothing))
+
+    def _renew(self, connection: sa.Connection) -> None:
+        self.db.changing(connection)
+        connection.execute(self.db.upsert(meta, key="generation", value=uuid4().hex))
 
     def _note(self, connection: sa.Connection, action: str, body: Mapping[str, Any]) -> None:
         connection.execute(audit.insert().values(at=time.time(), action=action, body=json.dumps(body)))

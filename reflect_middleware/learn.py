@@ -125,6 +125,7 @@ class Learner:
         if time.monotonic() >= self._abandon_at:
             self._abandon_at = time.monotonic() + ABANDON_SECONDS
             self.core.parts.ledger.episodes.abandon(time.time() - self.options.resume_within)
+            self.core.housekeeper.now_and_then()
 
     def _reflect_on_all(self, namespace: Namespace) -> ReflectionReport:
         reports: list[ReflectionReport] = []

@@ -7,6 +7,7 @@ from reflect_middleware.episodes_table import EpisodeTable
 from reflect_middleware.forget_table import ForgetTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.reflections_table import ReflectionTable
+from reflect_middleware.retention_table import RetentionTable
 
 
 class Ledger:
@@ -23,6 +24,7 @@ class Ledger:
         self.episodes = EpisodeTable(self.database)
         self.lessons = LessonTable(self.database)
         self.reflections = ReflectionTable(self.database, self.lessons)
+        self.retention = RetentionTable(self.database)
         self.forget = ForgetTable(self.database, self.lessons)
 
     def close(self) -> None:

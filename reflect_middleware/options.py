@@ -14,6 +14,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from reflect_middleware.cadence import Cadence, cadence
 from reflect_middleware.errors import ConfigurationError, MissingExtraError
 from reflect_middleware.namespaces import NamespaceRule, rule
+from reflect_middleware.retention import Retention
 from reflect_middleware.retrieve import CountTokens, Limits, estimate_tokens
 from reflect_middleware.types import ReflectionReport
 
@@ -58,6 +59,7 @@ class Options:
     resume_within: float
     lease: float
     run_overrides: bool
+    retention: Retention | None
 
 
 def options(**given: Any) -> Options:
@@ -91,6 +93,7 @@ def options(**given: Any) -> Options:
     for name in ("reflector_budget", "max_lessons"):
         _whole(name, given[name], 1)
     _model(given["model"])
+    _retention(given["retention"])
     return Options(
         path=path,
         ledger_url=_url(ledger, path),
@@ -131,6 +134,11 @@ def _model(model: Any) -> None:
             raise MissingExtraError(f"The model name {model!r}", "langchain")
         return
     raise ConfigurationError("model", model, "a chat model, a name such as 'openai:gpt-5-mini', or None to only record")
+
+
+def _retention(retention: Any) -> None:
+    if not isinstance(retention, Retention | None):
+        raise ConfigurationError("retention", retention, "Retention(days=…, episodes=…, megabytes=…) or None")
 
 
 def _seconds(name: str, value: Any, *, positive: bool) -> None:

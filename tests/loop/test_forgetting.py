@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from langgraph.checkpoint.memory import InMemorySaver
 
 from reflect_middleware import testing
 from reflect_middleware.errors import ConfigurationError, EpisodeNotFoundError, LessonNotFoundError
+from reflect_middleware.schema import metadata
 
 from .conftest import adding, agent
 from .test_processes import child
@@ -42,10 +44,15 @@ def go(reflection: Reflection, task: str, principal: str, thread: str = "", answ
     return track.episode_ids[0]
 
 
-def files_with(path: Path, *needles: str) -> list[str]:
-    """Every file below that has one of them in any form, and what it has."""
+def found(reflection: Reflection, *needles: str) -> list[str]:
+    """Every file of its folder, and every column of its ledger, that has one of them in any form."""
+    path = reflection._options.path
     files = [file for file in path.rglob("*") if file.is_file() and file.suffix != ".lock"]
-    return [f"{file.relative_to(path)}: {x}" for file in files for x in needles if x.encode() in file.read_bytes()]
+    with sa.create_engine(reflection._options.ledger_url, poolclass=sa.NullPool).connect() as connection:
+        texts = {f"{c}": connection.execute(sa.select(c)).scalars() for t in metadata.sorted_tables for c in t.columns}
+        held = {name: "\n".join(map(str, column)).encode() for name, column in texts.items()}
+    held |= {str(file.relative_to(path)): file.read_bytes() for file in files}
+    return [f"{place}: {needle}" for place, data in held.items() for needle in needles if needle.encode() in data]
 
 
 def edits(*made: dict[str, Any]) -> str:
@@ -70,15 +77,15 @@ def test_nothing_is_left_in_any_file(tmp_path: Path, make: Any, store: str) -> N
     reflection.reflect()
     mine = {lesson.id for lesson in reflection.lessons.list()}
     assert len(mine) == 2
-    assert files_with(tmp_path, *CANARIES)
+    assert found(reflection, *CANARIES)
     report = reflection.episodes.purge(principal=ANNA)
     assert report.complete, report.left
     assert (report.episodes, report.rewards, set(report.lessons)) == (1, 2, mine)
-    assert files_with(tmp_path, *CANARIES, ids[0], *mine) == []
+    assert found(reflection, *CANARIES, ids[0], *mine) == []
     assert reflection.lessons.list() == ()
     assert [episode.id for episode in reflection.episodes.list()][1:] == [ids[1]]
-    reflection.close()
-    assert files_with(tmp_path, *CANARIES, ids[0], *mine) == []
+    reflection.close()  # and nothing comes back with what is written at the end
+    assert found(reflection, *CANARIES, ids[0], *mine) == []
 
 
 def test_what_others_said_and_learned_stays(make: Any) -> None:
@@ -179,9 +186,9 @@ def test_only_in_a_namespace(make: Any) -> None:
         ({"before": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001 - that is the mistake
     ],
 )
-def test_what_is_not_named_is_not_purged(make: Any, wanted: Any, words: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(words)):
-        make().episodes.purge(**wanted)
+def test_what_is_not_named_is_not_purged(wanted: Any, words: str) -> None:
+    with testing.reflection() as reflection, pytest.raises(ConfigurationError, match=re.escape(words)):
+        reflection.episodes.purge(**wanted)
 
 
 def test_nested_runs_go_with_the_run_around_them(make: Any) -> None:
@@ -218,7 +225,7 @@ def test_a_reflection_under_way_does_not_bring_it_back(make: Any) -> None:
     thread.join(60)
     assert report.complete, report.left
     assert reflection.lessons.list() == ()
-    assert files_with(reflection._options.path, "CANARY-77123") == []
+    assert found(reflection, "CANARY-77123") == []
     assert [episode.id for episode in reflection.episodes.list(waiting=True)] == [kept]
 
 
@@ -268,7 +275,7 @@ def test_a_namespace_that_comes_back_begins_anew(make: Any) -> None:
 def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, store: str) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: adding("canary order", do="ask Zwetschgenbaum")), every=1,
                       path=str(tmp_path))  # fmt: skip
-    with child(tmp_path, f"wait:{store}") as other:
+    with child(make, tmp_path, f"wait:{store}") as other:
         assert other.stdin is not None
         assert other.stdout is not None
 
@@ -287,4 +294,4 @@ def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, st
         other.stdin.close()
         assert other.wait(timeout=60) == 0
     assert reflection.episodes.purge(principal=ANNA).complete
-    assert files_with(tmp_path, *report.lessons) == []
+    assert found(reflection, *report.lessons) == []
