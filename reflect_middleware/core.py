@@ -9,17 +9,20 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from langgraph.types import Command
 
 from reflect_middleware.boundary import session_here
-from reflect_middleware.errors import ReflectError
+from reflect_middleware.counters import REFUSED, Count, Counters, words
+from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
 from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
+from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
 from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
@@ -38,6 +41,7 @@ class Core:
         self.options = options
         self.closed = False
         self.parts = Parts(self)
+        self.counters = Counters(self._write_counts)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
         self.housekeeper = Housekeeper(self)
@@ -45,7 +49,9 @@ class Core:
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer, self.housekeeper.lane)
+        keeper = self.keeper
+        ours = (self.finder.lane, self.calls, self.counters.lane, self.housekeeper.lane)
+        lanes = (*ours, keeper.judge, keeper.outage.lane, keeper.writer)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -89,19 +95,22 @@ class Core:
 
     def failed(self, where: str, error: BaseException) -> None:
         """Note a failure of ours: logged, the first of its kind as a warning, and counted for `reflect doctor`."""
-        kind, text = f"{where}:{type(error).__name__}", f"{type(error).__name__}: {error}".removesuffix(": ")
-        if kind in self._warned:
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        times = self.counters.repeats(f"{where}:{type(error).__name__}")
+        if times is None:
             logger.debug("reflect: %s failed again: %s", where, text)
         else:
-            self._warned.add(kind)
-            logger.warning("reflect: %s failed, the run goes on without it: %s", where, text)
+            again = f" ({times} times since this was last said)" if times > 1 else ""
+            logger.warning("reflect: %s failed, the run goes on without it: %s%s", where, words(error), again)
             logger.debug("reflect: where %s failed", where, exc_info=error)
-        self.keeper.writer.submit(lambda: self._count(where, text))
+        self.counters.add(where, text)
 
     def drain(self, timeout: float | None) -> bool:
         """Wait for records, rewards and due reflections; False if `timeout` seconds passed first."""
         end = None if timeout is None else time.monotonic() + timeout
-        return all(lane.wait_idle(None if end is None else max(0.0, end - time.monotonic())) for lane in self._lanes())
+        left: Callable[[], float | None] = lambda: None if end is None else max(0.0, end - time.monotonic())  # noqa: E731
+        done = all(lane.wait_idle(left()) for lane in self._lanes())
+        return done and self.counters.settle(left())  # with a ledger that hangs it would take for ever
 
     def close(self) -> None:
         """Write what is queued, give running work `exit_timeout`, release the rest."""
@@ -109,18 +118,21 @@ class Core:
             return
         self.closed = True
         self.drain(self.options.exit_timeout)
+        self.keeper.outage.close()
         self.parts.close()
+        self.counters.close()
         for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer, self.housekeeper.lane):
             lane.stop()
 
     def renew(self) -> None:
         """Start afresh in a forked child."""
-        for part in (self.parts, self.finder, self.keeper):
+        for part in (self.parts, self.finder, self.keeper, self.counters):
             part.renew()
 
-    def _lanes(self) -> list[Lane]:
+    def _lanes(self) -> list[Lane | Outage]:
         """In the order in which work moves on; the writer again at the end, for what failed on the way."""
-        keeper, lanes = self.keeper, [self.keeper.writer, self.keeper.judge, self.keeper.writer]
+        keeper = self.keeper
+        lanes: list[Lane | Outage] = [keeper.writer, keeper.judge, keeper.writer, keeper.outage]
         if self.parts.opened("learner"):
             lanes.append(self.parts.learner.lane)
         if self.parts.opened("index"):
@@ -138,7 +150,8 @@ class Core:
         principal = principal_of(config, overrides=self.options.run_overrides)
         namespace, why = spec.rule.resolve(config, context, spec.agent, principal)
         if namespace is None:
-            self._warn_once(f"no lessons and nothing learned for {spec.agent!r}: {why}")
+            self.counters.add(REFUSED, f"{spec.agent!r}: {why}")
+            self._warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
@@ -172,11 +185,10 @@ class Core:
                 self.failed("task", error)
         return task_text(graph_input)
 
-    def _count(self, where: str, text: str) -> None:
-        try:
-            self.parts.ledger.lessons.count(where, self._redacted(text))
-        except ReflectError:
-            logger.debug("reflect: cannot count a failure of %s", where, exc_info=True)
+    def _write_counts(self, counts: Mapping[str, Count]) -> None:
+        if not self.keeper.outage.up:
+            raise LedgerUnavailableError("The ledger is away; what was counted is kept until it is back.")
+        self.parts.ledger.health.add({n: replace(x, last=x.last and self._redacted(x.last)) for n, x in counts.items()})
 
     def _redacted(self, text: str) -> str:
         """An error's text as it may be stored: it can quote what the user wants kept out."""
@@ -187,9 +199,9 @@ class Core:
         except Exception:  # noqa: BLE001 - the user's callable, whose own failure this may be
             return text.partition(":")[0]
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn_once(self, agent: str, text: str) -> None:
+        if agent not in self._warned:
+            self._warned.add(agent)
             logger.warning("reflect: %s", text)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
-from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.errors import LedgerError, LedgerUnavailableError, MissingExtraError
 from reflect_middleware.forks import gate
+from reflect_middleware.hung import Connections
 from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
+from reflect_middleware.watchdog import fence
 
+logger = logging.getLogger(__name__)
 TICKET = "reflect_ticket"
+_inherited: list[Any] = []
+"""What came with a fork: kept, so that no garbage collection closes it."""
 PORTION = 1_000
 """Most values in one list of a statement: databases allow 32,766 (older SQLite) or 65,535 (PostgreSQL)."""
 
@@ -43,12 +51,16 @@ class Database:
         self.url = url
         self.fsync = fsync
         self.erases = erases
+        self.clock = time.time
+        """This process's clock (epoch seconds)."""
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
+        self._connections: Connections | None = None
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
+        self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
 
     @property
     def is_sqlite(self) -> bool:
@@ -76,6 +88,8 @@ class Database:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
                     yield connection
+                    if (check := fence.get()) is not None:
+                        check()
                 finally:
                     ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
         finally:
@@ -87,9 +101,70 @@ class Database:
         if self.is_sqlite and TICKET not in connection.info:
             connection.info[TICKET] = self._changes.begin()
 
+    def append(self, *inserts: tuple[Any, Sequence[Mapping[str, Any]]], unless: Any, given: Mapping[str, Any]) -> bool:
+        """Commit rows as one transaction by SQLite's own driver. Every run waits for it; `write` takes twice as long.
+
+        Args:
+            inserts: Statements as for `insert`, each with its rows.
+            unless: A query that is asked inside the transaction. If it finds anything, nothing is written.
+            given: The query's parameters.
+
+        Returns:
+            Whether it is done. If not, `write` has to do it: there is more to do than this, or it is no SQLite.
+        """
+        if not self.is_sqlite:
+            return False
+        with gate.passing(), self._guarded():
+            engine = self._open()
+            pooled = self._kept(engine)
+            driver: Any = pooled.driver_connection
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                for statement, rows in inserts:
+                    if rows:
+                        driver.executemany(self._text(statement, rows[0]), rows)
+                found = driver.execute(self._text(unless), given).fetchone()
+                if (check := fence.get()) is not None:
+                    check()
+                driver.execute("COMMIT" if found is None else "ROLLBACK")
+            except BaseException:
+                pooled.close()  # back to the pool, which rolls back
+                raise
+            self._keep(engine, pooled)
+        return found is None
+
     def mark(self) -> int | None:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
         return self._changes.mark()
+
+    def take_turn(self, connection: sa.Connection, what: str, *, shared: bool = False) -> None:
+        """Wait, inside a write transaction, until no other one that takes the same turn is under way.
+
+        Waiting takes milliseconds; to pass on instead could leave what has just been written to nobody. SQLite lets one
+        writer in at a time anyway.
+
+        Args:
+            connection: Of a write transaction. The turn ends with it.
+            what: The turn's name, within the ledger.
+            shared: Whether it goes together with others that share it.
+        """
+        if self.is_sqlite:
+            return
+        lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
+        name = sa.func.concat("reflect ", sa.func.current_schema(), " ", what)
+        connection.execute(sa.select(lock(sa.func.hashtextextended(name, 0))))
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The present time for statements (epoch seconds): PostgreSQL's own, whatever the clocks of its clients say."""
+        if self.is_sqlite:
+            return sa.literal(self.clock(), sa.Float)
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+    def at(self, moment: float) -> sa.ColumnElement[float]:
+        """A time of this process's clock (epoch seconds) as the ledger's clock tells it."""
+        if self.is_sqlite:
+            return sa.literal(moment, sa.Float)
+        return self.now() + sa.literal(moment - self.clock(), sa.Float)
 
     def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
         """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.
@@ -99,12 +174,8 @@ class Database:
             statement: One that is kept. Its columns are the first row's, and their values need no conversion.
             rows: All of the same columns; none is no work.
         """
-        if not rows:
-            return
-        if (text := self._texts.get(statement)) is None:
-            compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
-            text = self._texts[statement] = str(compiled)
-        connection.exec_driver_sql(text, list(rows))
+        if rows:
+            connection.exec_driver_sql(self._text(statement, rows[0]), list(rows))
 
     def insert_new(self, table: sa.Table) -> Any:
         """An INSERT that leaves a row alone that is already there."""
@@ -129,6 +200,7 @@ class Database:
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None and self._pid == os.getpid():
+            self._release()
             engine.dispose()
 
     def close(self) -> None:
@@ -138,7 +210,41 @@ class Database:
             self._closed = True
             self._changes.close()
         if engine is not None and self._pid == os.getpid():
+            self._release()
             engine.dispose()
+
+    def renew_connections(self, seconds: float) -> None:
+        """After a server was away: open new connections, and end old ones that have been in use for so long."""
+        if self._connections is not None and (number := self._connections.renew(seconds)):
+            logger.info("reflect: %d connections to the ledger were ended, nothing came on them any more", number)
+
+    def _text(self, statement: Any, row: Mapping[str, Any] | None = None) -> str:
+        if (text := self._texts.get(statement)) is None:
+            keys = None if row is None else list(row)
+            text = self._texts[statement] = str(statement.compile(dialect=self._open().dialect, column_keys=keys))
+        return text
+
+    def _kept(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
+        """A connection for `append`: the last one, since the pool costs a tenth of what is done with it."""
+        try:
+            owner, pooled = self._appending.pop()  # taken, so that no other thread has it
+        except IndexError:
+            return engine.raw_connection()
+        if owner is engine:
+            return pooled
+        pooled.close()
+        return engine.raw_connection()
+
+    def _keep(self, engine: sa.Engine, pooled: sa.PoolProxiedConnection) -> None:
+        self._appending.append((engine, pooled))
+        if engine is not self._engine or len(self._appending) > 1:
+            self._release()
+
+    def _release(self) -> None:
+        """Give back what `append` has kept."""
+        while self._appending:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._appending.pop()[1].close()
 
     def _open(self) -> sa.Engine:
         if self._engine is not None and self._pid == os.getpid():
@@ -150,7 +256,10 @@ class Database:
                 if self._engine is not None:
                     # Inherited by fork: its connections belong to the parent.
                     self._engine.dispose(close=False)
+                    _inherited.append(self._appending)
+                    self._appending = []
                 engine = self._make()
+                self._connections = None if self.is_sqlite else Connections(engine)
                 metadata.create_all(engine)
                 self._changes = Changes(self.beside("-lessons"))
                 self._engine, self._pid = engine, os.getpid()
@@ -168,14 +277,14 @@ class Database:
     def _make(self) -> sa.Engine:
         if not self.is_sqlite:
             try:
-                return sa.create_engine(self.url, pool_pre_ping=True)
+                return sa.create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
             except ImportError as error:
                 raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
         file = sa.make_url(self.url).database
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         options = {"timeout": 30.0, "check_same_thread": False}
-        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named")
+        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named", hide_parameters=True)
         sa.event.listen(engine, "connect", self._on_connect)
         return engine
 
@@ -193,9 +302,10 @@ class Database:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.SQLAlchemyError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             what = getattr(error, "orig", None) or error
-            raise LedgerError(
+            kind = LedgerUnavailableError if isinstance(error, (sa.exc.OperationalError, OSError)) else LedgerError
+            raise kind(
                 f"The ledger at {self.url_shown} cannot be used: {what}. Check that it exists, is writable and is not"
                 " full; `reflect doctor` tells more."
             ) from error

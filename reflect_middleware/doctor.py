@@ -29,11 +29,14 @@ def examine(core: Core) -> tuple[Finding, ...]:
         ("store", _store),
         ("model", _model),
     )
+    core.counters.settle(None)
     found = [_checked(core, name, check) for name, check in checks]
     if found[0].ok:
         found += [
-            Finding(check=f"failures: {name}", ok=False, message=f"{count} so far, the last {_ago(at)} ago: {last}")
-            for name, (count, last, at) in sorted(core.parts.ledger.lessons.counts().items())
+            Finding(
+                check=f"failures: {name}", ok=False, message=f"{x.count} so far, the last {_ago(x.at)} ago: {x.last}"
+            )
+            for name, x in sorted(core.parts.ledger.health.counts().items())
         ]
     return tuple(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
-from reflect_middleware.schema import aliases, exposures, lessons, nested, open_, rewards, unread
+from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
@@ -26,7 +27,16 @@ ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter
 """The columns that the writer fills; the others belong to the reflection."""
 STATISTICS = 500
 """Of how many of the latest episodes that showed a lesson the rewards are looked at."""
-WAITING = sa.select(sa.literal(1)).where(rewards.c.waiting).limit(1)
+NAMED = "episodes and the rewards that wait for them"
+"""Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
+NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
+"""The id of an answer whose provider gives none."""
+WAITING = sa.select(sa.literal(1)).where(early).limit(1)
+REWARDED = sa.union_all(
+    sa.select(rewards.c.seq).where(early),
+    sa.select(rewards.c.seq).where(rewards.c.target == sa.bindparam("id")),
+)
+"""Rewards that came before the episode: those that wait for any, and its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +64,11 @@ class EpisodeTable:
         self._name = database.insert_new(aliases)
         self._expose = database.insert_new(exposures)
 
-    def put(self, record: Record) -> None:
-        """Store a run; the second record of a resumed run replaces the interrupted first one."""
+    def put(self, record: Record, *, again: bool = False) -> None:
+        """Store a run; the second record of a resumed run replaces the interrupted first one.
+
+        With `again` it may have been stored before, and what came after it, too: that stays as it is.
+        """
         episode = record.episode
         body = episode.model_dump_json(exclude=ELSEWHERE)
         row = {
@@ -74,13 +87,19 @@ class EpisodeTable:
             "size": len(body),
             "body": body,
         }
-        names, at = {*record.aliases, *episode.run_ids, episode.id}, time.time()
+        names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
+        quick = not again and not record.rewards
+        if quick and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
+            return
         with self.db.write() as connection:
-            self.db.insert(connection, self._put, row)
-            self.db.insert(connection, self._name, *named)
-            self.db.insert(connection, self._expose, *exposed)
+            if again and self._held(connection, episode):
+                return
+            self.db.take_turn(connection, NAMED, shared=True)
+            for statement, rows in inserts:
+                self.db.insert(connection, statement, *rows)
             for reward in record.rewards:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
@@ -88,23 +107,26 @@ class EpisodeTable:
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
-    def reward(self, episode_id: str, reward: Reward) -> None:
+    def reward(self, episode_id: str, reward: Reward, *, given_at: float | None = None) -> None:
         """Add a reward; the same source and key replaces the former one, which stays in the history.
 
         Without such an episode (not written yet, or purged) it waits, as every reward for an unknown run does.
+
+        With `given_at` (epoch seconds) it was given then, and may have been added before.
         """
         with self.db.write() as connection:
             known = connection.execute(sa.select(table.c.id).where(table.c.id == episode_id)).first()
-            (add if known else add_later)(connection, episode_id, reward)
+            (add if known else add_later)(connection, episode_id, reward, given_at)
 
-    def reward_later(self, name: str, reward: Reward) -> list[str]:
+    def reward_later(self, name: str, reward: Reward, *, given_at: float | None = None) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
+            self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
             found = self._resolve(connection, name)
             for episode_id in found:
-                add(connection, episode_id, reward)
+                add(connection, episode_id, reward, given_at)
             if not found:
-                add_later(connection, name, reward)
+                add_later(connection, _known_as(name), reward, given_at)
         return found
 
     def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
@@ -160,17 +182,20 @@ class EpisodeTable:
             if value is not None:
                 where.append(column == value)
         if waiting:
-            where.append(unread)
+            where.append(sa.or_(unread, open_))
         with self.db.read() as connection:
             return tuple(self._newest(connection, *where, limit=limit))
 
-    def latest(self, thread_id: str, namespace: Namespace | None = None) -> str | None:
-        """The id of a thread's latest episode."""
+    def latest(self, thread_id: str, namespace: Namespace | None = None, before: float | None = None) -> str | None:
+        """The id of a thread's latest episode, or of the latest one that had begun at a time (epoch seconds)."""
         query = sa.select(table.c.id).where(table.c.thread_id == thread_id)
         if namespace is not None:
             query = query.where(table.c.namespace == to_key(namespace))
+        if before is not None:
+            query = query.where(table.c.started_at <= before)
         with self.db.read() as connection:
-            return connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
+            found: str | None = connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
+        return found
 
     def interrupted(self, agent: str, thread_id: str, checkpoint_ns: str) -> Episode | None:
         """The open episode that a resume of this thread goes on with."""
@@ -219,18 +244,17 @@ class EpisodeTable:
         """
         counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
         times: dict[str, int] = {}
-        shown: dict[str, list[str]] = {}
+        judged: dict[tuple[str, str], list[Reward]] = {}
         with self.db.read() as connection:
             for some in portions(lesson_ids):
                 mine = counted.where(exposures.c.lesson_id.in_(some)).group_by(exposures.c.lesson_id)
                 times |= {row.lesson_id: row.times for row in connection.execute(mine)}
                 for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
-                    shown.setdefault(row.id, []).append(row.episode_id)
-            judged = current(connection, {episode_id for ids in shown.values() for episode_id in ids})
-        return {
-            lesson_id: (count, _mean([combined(judged.get(i, ())) for i in shown.get(lesson_id, ())]))
-            for lesson_id, count in times.items()
-        }
+                    judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
+        earned: dict[str, list[float | None]] = {}
+        for (lesson_id, _), given in judged.items():
+            earned.setdefault(lesson_id, []).append(combined(given))
+        return {lesson_id: (count, _mean(earned.get(lesson_id, ()))) for lesson_id, count in times.items()}
 
     def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
         # Ids first: where no index has the order, a database then sorts ids and not bodies.
@@ -248,15 +272,25 @@ class EpisodeTable:
             rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
         return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
+    def _held(self, connection: sa.Connection, episode: Episode) -> bool:
+        """Whether this state of an episode, or a later one, is stored. If not, nobody else stores it before us."""
+        ours = {"id": episode.id, "started_at": episode.started_at.timestamp(), "body": ""}
+        connection.execute(self.db.insert_new(table).values(**ours))
+        query = sa.select(table.c.body).where(table.c.id == episode.id).with_for_update()
+        body: str = connection.execute(query).scalar_one()
+        return bool(body) and set(episode.run_ids) <= set(json.loads(body).get("run_ids", ()))
+
     def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
         given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
         has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
-        when = sa.case((has_reward, 0.0), else_=ready_at) if at_once else ready_at
+        counts_at = self.db.at(ready_at)
+        when = sa.case((has_reward, 0.0), else_=counts_at) if at_once else counts_at
         ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
         connection.execute(table.update().where(*ended).values(ready_at=when))
 
     def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
+        alias = _known_as(alias)
         query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
         found = [row.episode_id for row in connection.execute(query)]
         if found and not alias.startswith("out:"):
@@ -267,8 +301,8 @@ class EpisodeTable:
         return found
 
 
-def _latest() -> sa.Select[str, str]:
-    """Lessons with the latest episodes that showed them: a short walk over an index for each lesson."""
+def _latest() -> sa.Select[str, str, str]:
+    """Lessons with the rewards of the latest episodes that showed them: a short walk over an index for each lesson."""
     inner = exposures.alias()
     oldest = (
         sa.select(inner.c.episode_id)
@@ -280,11 +314,19 @@ def _latest() -> sa.Select[str, str]:
     )
     late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
     pair = (exposures.c.lesson_id == lessons.c.id) & exposures.c.shown & late
-    return sa.select(lessons.c.id, exposures.c.episode_id).join_from(lessons, exposures, pair)
+    given = (rewards.c.target == exposures.c.episode_id) & rewards.c.current & ~rewards.c.waiting
+    query = sa.select(lessons.c.id, rewards.c.target, rewards.c.body)
+    return query.join_from(lessons, exposures, pair).join(rewards, given)
 
 
 _LATEST = _latest()
 _EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+
+
+def _known_as(name: str) -> str:
+    """The name that is kept: of an answer that LangChain has named after its model call, the call's run id."""
+    found = NAMED_AFTER_ITS_CALL.fullmatch(name)
+    return found[1] if found else name
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

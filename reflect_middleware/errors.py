@@ -92,6 +92,31 @@ class EmbedderError(ReflectError, RuntimeError):
 class LedgerError(ReflectError, RuntimeError):
     """The ledger (SQL database) cannot be opened, read or written; the driver's error is its `__cause__`."""
 
+    temporary = False
+    """Whether the same call may succeed later though nobody has changed anything in the ledger."""
+
+
+class LedgerUnavailableError(LedgerError, ConnectionError):
+    """The ledger does not answer now: its server is away, it is locked, its disk is full, it may not be written."""
+
+    temporary = True
+
+
+class LedgerSchemaError(LedgerError):
+    """The ledger's tables are older or newer than this version of the package."""
+
+
+class LedgerDamagedError(LedgerError):
+    """The ledger's file is no readable database."""
+
+
+class LedgerPlaceError(LedgerError):
+    """The ledger's file is where SQLite cannot keep it safe."""
+
+
+class LedgerValueError(LedgerError, ValueError):
+    """The ledger refuses this one value; with another one the call may succeed."""
+
 
 class ReflectorError(ReflectError, RuntimeError):
     """The reflector gave no usable answer; its batch goes back to the ledger."""

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from reflect_middleware.counters import LATE, RESTING
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.retrieve import Choice, choose
 from reflect_middleware.session import Plan
@@ -46,15 +48,25 @@ class Finder:
         """Of a namespace at a revision: the lessons asked for so far; None for one that is not active there."""
         self._failures, self._rest_until = 0, 0.0
 
-    def fetches(self, plan: Plan) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
-        """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons."""
-        if (not plan.use_lessons and plan.resume is None) or time.monotonic() < self._rest_until:
+    def fetches(
+        self, plan: Plan, inside: Callable[[Callable[[], Any]], Callable[[], Any]]
+    ) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
+        """What a run waits for before it starts, with its deadline: first, once, the embedder; then its lessons.
+
+        Args:
+            plan: Of the run.
+            inside: Makes a job for another thread a part of the run's search, in traces.
+        """
+        if not plan.use_lessons and plan.resume is None:
+            return
+        if self._resting():
+            self.core.counters.add(RESTING)
             return
         if self.nothing_to_find(plan):
             return
         if plan.use_lessons and not self.core.parts.opened("embedder"):
-            yield lambda: self.lane.submit(lambda: self._warm_up(plan.namespace)), WARM_UP_SECONDS
-        yield lambda: self.lane.submit(lambda: self.find(plan)), self.core.options.retrieve_timeout
+            yield lambda: self.lane.submit(inside(lambda: self._warm_up(plan.namespace))), WARM_UP_SECONDS
+        yield lambda: self.lane.submit(inside(lambda: self.find(plan))), self.core.options.retrieve_timeout
 
     def at_once(self, plan: Plan) -> tuple[Choice, str] | None:
         """As `find`, on the caller's own thread; None if that might wait for an embedder, a server or a lock.
@@ -62,7 +74,7 @@ class Finder:
         A run in sync code whose ledger is a local file saves two changes of threads.
         """
         parts, options = self.core.parts, self.core.options
-        if not plan.use_lessons or plan.resume is not None or time.monotonic() < self._rest_until:
+        if not plan.use_lessons or plan.resume is not None or self._resting():
             return None
         if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
             return None
@@ -101,7 +113,16 @@ class Finder:
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._rest_until = time.monotonic() + BREAKER_SECONDS
+        outage = self.core.keeper.outage
+        if isinstance(error, TimeoutError):
+            self.core.counters.add(LATE, f"not within retrieve_timeout={self.core.options.retrieve_timeout} s")
+            outage.doubt()
+        elif isinstance(error, LedgerError) and error.temporary:
+            outage.lost(error)
         self.core.failed("retrieve", error)
+
+    def _resting(self) -> bool:
+        return time.monotonic() < self._rest_until or self.core.keeper.outage.unreachable
 
     def _warm_up(self, namespace: Namespace) -> None:
         if self.core.parts.ledger.lessons.state(namespace)[0]:

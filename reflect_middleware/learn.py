@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
+from reflect_middleware.signals import carried
 from reflect_middleware.types import Namespace, ReflectionReport, new_id
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Learner:
 
     def reflect(self, namespace: Namespace) -> ReflectionReport:
         """Reflect on everything that has ended, in batches of the cadence's size, and wait for it."""
-        return self.lane.submit(lambda: self._reflect_on_all(namespace)).result()
+        return self.lane.submit(carried(lambda: self._reflect_on_all(namespace))).result()
 
     def close(self) -> None:
         """Give back an unfinished batch; it counts as no try."""
@@ -95,6 +97,8 @@ class Learner:
             self._wake_up_later(namespace)
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread
             self.core.failed("reflect", error)
+            if isinstance(error, LedgerError) and error.temporary:
+                self.core.keeper.outage.missed(namespace, error)
 
     @property
     def _able(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from reflect_middleware.database import Database
 from reflect_middleware.episodes_table import EpisodeTable
 from reflect_middleware.forget_table import ForgetTable
+from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.retention_table import RetentionTable
@@ -26,6 +27,7 @@ class Ledger:
         self.reflections = ReflectionTable(self.database, self.lessons)
         self.retention = RetentionTable(self.database)
         self.forget = ForgetTable(self.database, self.lessons)
+        self.health = HealthTable(self.database)
 
     def close(self) -> None:
         """Close this process's connections for good."""

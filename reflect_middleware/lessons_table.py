@@ -14,7 +14,7 @@ from reflect_middleware.database import Database, portions
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.schema import counters, lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.schema import lesson_sources, lesson_versions, meta, namespaces
 from reflect_middleware.schema import lessons as table
 from reflect_middleware.types import Lesson, Namespace
 
@@ -63,6 +63,15 @@ class LessonTable:
         """As last read: another one says that lessons were erased or restored, and that every index begins anew."""
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
+
+    def lock(self, connection: sa.Connection, ids: Iterable[str], episode_ids: Iterable[str]) -> None:
+        """Let nobody else change these lessons, and those that rest on these episodes, until the transaction ends.
+
+        All at once and in the order of their ids, as a reward does it: two transactions never wait for each other.
+        """
+        resting = sa.select(lesson_sources.c.lesson_id).where(lesson_sources.c.episode_id.in_(list(episode_ids)))
+        query = sa.select(table.c.id).where(sa.or_(table.c.id.in_(list(ids)), table.c.id.in_(resting)))
+        connection.execute(query.order_by(table.c.id).with_for_update())
 
     def apply(self, connection: sa.Connection, changes: Sequence[Change], embedder: str) -> list[Change]:
         """Write the changes whose lesson is still at the expected version; gives back those it wrote."""
@@ -229,20 +238,6 @@ class LessonTable:
         with self.db.read() as connection:
             rows = connection.execute(sa.select(namespaces.c.namespace).order_by(namespaces.c.namespace)).all()
         return tuple(from_key(row.namespace) for row in rows)
-
-    def count(self, name: str, last: str = "") -> None:
-        """Add one to a counter of things that went wrong."""
-        with self.db.write() as connection:
-            row = connection.execute(sa.select(counters.c.count).where(counters.c.name == name)).scalar()
-            connection.execute(
-                self.db.upsert(counters, name=name, count=(row or 0) + 1, last=last[:2_000], at=time.time())
-            )
-
-    def counts(self) -> dict[str, tuple[int, str, float]]:
-        """All counters: how often, the last message, and when (epoch seconds)."""
-        with self.db.read() as connection:
-            rows = connection.execute(sa.select(counters)).mappings()
-            return {row["name"]: (row["count"], row["last"], row["at"]) for row in rows}
 
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
         self.db.changing(connection)

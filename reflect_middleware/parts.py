@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from reflect_middleware.counters import words
+
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
     from reflect_middleware.embed import Embedder
@@ -88,8 +90,9 @@ class Parts:
             if name in self._made:
                 try:
                     self._made[name].close()
-                except Exception:  # a store's driver, say; the rest must be closed all the same
-                    logger.warning("reflect: the %s could not be closed", name, exc_info=True)
+                except Exception as error:  # a store's driver, say; the rest must be closed all the same
+                    logger.warning("reflect: the %s could not be closed: %s", name, words(error))
+                    logger.debug("reflect: where closing the %s failed", name, exc_info=True)
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._made:

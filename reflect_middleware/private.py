@@ -41,7 +41,10 @@ ENTERING = frozenset({"__enter__", "__aenter__"})
 
 def is_node(tags: Sequence[str] | None) -> bool:
     """Whether a run with these tags is a node's."""
-    return any(tag.startswith(STEP_TAG) for tag in tags or ())
+    for tag in tags or ():  # noqa: SIM110 - twice as fast as `any`, and asked whenever anything starts in a graph
+        if tag.startswith(STEP_TAG):
+            return True
+    return False
 
 
 def execution_info(configurable: Mapping[str, Any]) -> Any:

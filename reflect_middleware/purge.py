@@ -15,6 +15,7 @@ from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.forget_table import Criteria
 from reflect_middleware.index import clear_folder, outdated
 from reflect_middleware.ledger import Ledger
+from reflect_middleware.outage import SPOOL
 from reflect_middleware.registry import STORES, installed
 from reflect_middleware.types import Frozen, Namespace
 
@@ -192,11 +193,10 @@ class Purge:
 
     def _spool(self, ledger: Ledger) -> int:
         """Erase what waits for the ledger in this machine's spool."""
-        outage = getattr(self.core.keeper, "outage", None)
-        if outage is None:
+        if not (self.path / SPOOL).is_file():
             return 0
         names = ledger.forget.names(ledger.forget.wanted(self.wanted))
-        return len(outage.spool.purge(lambda record: self.wanted.fits(record.episode), names))
+        return len(self.core.keeper.outage.spool.purge(lambda record: self.wanted.fits(record.episode), names))
 
     def _stores(self, ledger: Ledger, tally: Tally) -> None:
         """Empty the stores: what they delete stays in their files. They fill again as they are searched."""

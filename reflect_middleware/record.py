@@ -13,7 +13,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 
 from reflect_middleware.private import CHECKPOINT_NS, NODE, is_node
-from reflect_middleware.render import STEP_CHARS, as_json, messages_in
+from reflect_middleware.render import STEP_CHARS, as_json, is_a, messages_in
 from reflect_middleware.types import StepKind
 
 try:
@@ -110,9 +110,11 @@ class Recorder(_Handler):
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A graph, a node or any other runnable ends."""
         run = self.runs.pop(run_id, None)
-        if run_id == self.root_id:
+        if run is None or run.kind == "chain":
+            return
+        if run.kind == "graph":
             self.output = outputs
-        elif run is not None and run.kind == "node":
+        elif run.kind == "node":
             self._made(messages_in(outputs), run)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -162,12 +164,11 @@ class Recorder(_Handler):
         """A model has answered."""
         answers = [generation for batch in response.generations for generation in batch]
         messages = [message for g in answers if (message := getattr(g, "message", None)) is not None]
-        self._end(run_id, messages or [g.text for g in answers])
+        step = self._end(run_id, messages or [g.text for g in answers])
         for message in messages:
             if message.id:
                 self.message_ids.append(message.id)
-            usage = getattr(message, "usage_metadata", None) or {}
-            if (step := self.steps.get(run_id)) is not None:
+            if step is not None and (usage := getattr(message, "usage_metadata", None)):
                 step.usage = (
                     step.usage[0] + int(usage.get("input_tokens") or 0),
                     step.usage[1] + int(usage.get("output_tokens") or 0),
@@ -231,9 +232,10 @@ class Recorder(_Handler):
         place, node = where.get(CHECKPOINT_NS, ""), where.get(NODE, "")
         self.steps[run_id] = Noted(kind, name, node, place, run_id, given, time.time(), time.monotonic())
 
-    def _end(self, run_id: UUID, output: Any, error: BaseException | str | None = None) -> None:
+    def _end(self, run_id: UUID, output: Any, error: BaseException | str | None = None) -> Noted | None:
         if (step := self.steps.get(run_id)) is not None:
             step.output, step.error, step.ended = output, error, time.monotonic()
+        return step
 
     def _instant(self, kind: StepKind, name: str, node: str, given: Any, key: tuple[Any, Any]) -> None:
         at = time.monotonic()
@@ -243,7 +245,7 @@ class Recorder(_Handler):
         for message in messages:
             if message.id:
                 self.message_ids.append(message.id)
-            if isinstance(message, ToolMessage) and message.status == "error":
+            if is_a(message, ToolMessage) and message.status == "error":
                 self._refused(message, run)
 
     def _refused(self, message: ToolMessage, run: Run) -> None:

@@ -14,11 +14,12 @@ from reflect_middleware.render import (
     STEP_CHARS,
     VALUE_CHARS,
     clip,
-    fingerprint,
+    is_a,
     message_line,
     messages_in,
     plain,
     shortened,
+    shortened_and_named,
 )
 from reflect_middleware.session import Session
 from reflect_middleware.types import Episode, EpisodeStatus, Step
@@ -51,17 +52,19 @@ def record_of(
     """
     plan, recorder, clean = session.plan, session.recorder, cleaner(redact)
     begun = earlier or _begun(session, status, clean)
-    again = (_again_step(earlier, plan.resume, clean),) if earlier else ()
-    interrupted = status == "interrupted"
+    again = (again_step(earlier, plan.resume, clean),) if earlier else ()
+    steps = _steps(recorder, clean)
+    has_output, interrupted = recorder.output is not None, status == "interrupted"
+    output, name = shortened_and_named(recorder.output, VALUE_CHARS, clean) if has_output else ("", "")
     episode = begun.model_copy(
         update={
             "task_key": plan.task_key or begun.task_key,
             "run_ids": _unique([*begun.run_ids, session.run_id]),
-            "output": shortened(recorder.output, VALUE_CHARS, clean) if recorder.output is not None else "",
+            "output": output,
             "metadata": _metadata(plan.metadata, clean),
             "status": status,
             "error": _described(error, clean) if status == "failed" else "",
-            "trajectory": (*begun.trajectory, *again, *_steps(recorder, clean)),
+            "trajectory": (*begun.trajectory, *again, *steps),
             "exposures": session.choice.exposures,
             "ended_at": None if interrupted else ended,
         }
@@ -71,7 +74,7 @@ def record_of(
         checkpoint_ns=plan.checkpoint_ns,
         ready_at=None if interrupted else (ended.timestamp() + wait if wait else 0.0),
         asked=asked,
-        aliases=_unique([*recorder.message_ids, *_names_of(recorder.output), *_run_ids(session)]),
+        aliases=_unique([*recorder.message_ids, *_answers(recorder.output), name, *(step.run_id for step in steps)]),
     )
 
 
@@ -103,7 +106,9 @@ def cleaner(redact: Redact) -> Callable[[str], str]:
             text = redact(text)
             if not isinstance(text, str):
                 raise TypeError(f"redact returned {type(text).__name__}; it must return the text to keep")
-        return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+        if not text.isascii():
+            text = text.encode("utf-8", "replace").decode()
+        return text.replace("\0", "\ufffd")
 
     return clean
 
@@ -117,7 +122,7 @@ def _steps(recorder: Recorder, clean: Callable[[str], str]) -> tuple[Step, ...]:
     return tuple(_step(noted, seen, clean) for noted in list(recorder.steps.values()))
 
 
-def _again_step(earlier: Episode, resume: tuple[Any, ...] | None, clean: Callable[[str], str]) -> Step:
+def again_step(earlier: Episode, resume: tuple[Any, ...] | None, clean: Callable[[str], str]) -> Step:
     """How a run went on: with which answer after an interrupt; after a failure with its error, unless a step has it."""
     if earlier.status == "failed":
         told = any(step.error == earlier.error for step in earlier.trajectory)
@@ -135,7 +140,7 @@ def _described(error: BaseException | str | None, clean: Callable[[str], str]) -
 def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
     given = _given(noted.input, seen)
     if isinstance(noted.output, list):
-        seen.update(message_key(m) for m in noted.output if isinstance(m, BaseMessage))
+        seen.update(message_key(m) for m in noted.output if is_a(m, BaseMessage))
     output = _text(noted.output)
     return Step(
         kind=noted.kind,
@@ -144,7 +149,7 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
         depth=str(noted.place).count("|"),
         input=shortened(given, STEP_CHARS, clean) if given not in (None, "") else "",
         output=shortened(output, STEP_CHARS, clean) if output not in (None, "") else "",
-        error=_described(noted.error, clean),
+        error=_described(noted.error, clean) if noted.error is not None else "",
         run_id=str(noted.run_id),
         started_at=datetime.fromtimestamp(noted.started, UTC),
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
@@ -155,49 +160,40 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
 
 def _given(value: Any, seen: set[Any]) -> Any:
     """What went in; of a model's messages only those that no earlier call had."""
-    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
-        new = [m for m in value if not isinstance(m, SystemMessage) and message_key(m) not in seen]
-        seen.update(message_key(m) for m in value)
-        return "\n".join(message_line(m) for m in new)
+    if isinstance(value, list) and value and is_a(value[0], BaseMessage):
+        keys = [m.id or id(m) for m in value]
+        fresh = [m for m, key in zip(value, keys, strict=True) if key not in seen]
+        seen.update(keys)
+        return "\n".join(message_line(m) for m in fresh if not is_a(m, SystemMessage))
     return value
 
 
 def _text(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], BaseMessage):
+    if isinstance(value, list) and value and is_a(value[0], BaseMessage):
         return "\n".join(message_line(m) for m in value)
-    if isinstance(value, BaseMessage):
+    if is_a(value, BaseMessage):
         return message_line(value).partition(": ")[2]
     return value
 
 
 def _metadata(metadata: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
     kept = {k: v for k, v in metadata.items() if not str(k).startswith(("__", "langgraph_", "ls_"))}
-    cleaned: dict[str, Any] = _cleaned(plain(kept), clean)
-    return cleaned
+    found: dict[str, Any] = cleaned(plain(kept), clean)
+    return found
 
 
-def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
     """JSON data with every text in it cleaned."""
     if isinstance(value, str):
         return clip(clean(value), STEP_CHARS)
     if isinstance(value, dict):
-        return {clean(k): _cleaned(v, clean) for k, v in value.items()}
-    return [_cleaned(v, clean) for v in value] if isinstance(value, list) else value
+        return {clean(k): cleaned(v, clean) for k, v in value.items()}
+    return [cleaned(v, clean) for v in value] if isinstance(value, list) else value
 
 
-def _names_of(output: Any) -> list[str]:
-    """Ids of the answers in a state, for those that got theirs only there, and the state's own name."""
-    if output is None:
-        return []
-    answers = [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
-    try:
-        return [*answers, fingerprint(output)]
-    except Exception:  # noqa: BLE001 - a user's object that JSON cannot hold
-        return answers
-
-
-def _run_ids(session: Session) -> list[str]:
-    return [str(step.run_id) for step in session.recorder.steps.values()]
+def _answers(output: Any) -> list[str]:
+    """Ids of the answers in a state, for those that got theirs only there."""
+    return [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
 
 
 def _unique(items: list[str]) -> tuple[str, ...]:

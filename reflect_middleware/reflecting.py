@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from reflect_middleware import telemetry
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
 from reflect_middleware.errors import ConfigurationError, ReflectError, ReflectorError
@@ -43,15 +44,17 @@ class Reflecting:
         """Reflect on a claimed batch. A failure gives the batch back and is in the report's `error`."""
         clock = time.monotonic()
         record = ReflectionRecord(id=claim.id, namespace=claim.namespace, status="running", episodes=claim.episodes)
-        answer = Answer()
-        try:
-            with self._holding(claim):
-                batch = self._batch(claim)
-                answer = self._ask(batch)
-                report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
-        except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
-            answer = error.answer if isinstance(error, UnusableAnswerError) else answer
-            report = self._failed(claim, _filled(record, answer, clock), error)
+        answer, failure = Answer(), None
+        with telemetry.reflecting(claim.namespace, claim.id, claim.episodes) as workflow:
+            try:
+                with self._holding(claim):
+                    batch = self._batch(claim)
+                    answer = self._ask(batch)
+                    report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
+            except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
+                answer, failure = error.answer if isinstance(error, UnusableAnswerError) else answer, error
+                report = self._failed(claim, _filled(record, answer, clock), error)
+            workflow.end(report, answer, failure)
         self._tell(report)
         return report
 
@@ -121,9 +124,11 @@ class Reflecting:
         plan = self._curated(claim, batch, answer, vectors, embedder)
         record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
         reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
-        written = self.core.parts.ledger.reflections.commit(
-            claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
-        )
+        with telemetry.changing() as changed:
+            written = self.core.parts.ledger.reflections.commit(
+                claim, record, plan.changes, embedder, reviewed=reviewed, read=batch.rewards
+            )
+            changed.extend(written or ())
         if written is None:
             raise ReflectorError("The claim's lease ended before the reflection did; another one reads the episodes.")
         self.core.parts.index.sync_later(claim.namespace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,10 @@ from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
 
 TRIES = 3
 """After so many failed reflections an episode is dead-lettered."""
+LAST = 1e18
+"""After every time (epoch seconds)."""
+SLACK = 1.0
+"""Seconds by which a clock may be put back unnoticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +52,24 @@ class ReflectionTable:
             at: The time.
             most: Counting stops here, whatever a backlog holds; None counts them all.
         """
-        found = sa.select(sa.literal(1)).where(*_ready(namespace, time.time() if at is None else at)).limit(most)
+        found = sa.select(sa.literal(1)).where(*self._ready(namespace, self.db.now() if at is None else at)).limit(most)
         with self.db.read() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
 
     def next_ready_at(self, namespace: Namespace) -> float | None:
-        """When the next waiting episode will count (epoch seconds); None if none waits."""
-        soon = sa.select(sa.func.min(episodes.c.ready_at)).where(
-            episodes.c.namespace == to_key(namespace), waits, episodes.c.ready_at > time.time()
+        """When the next waiting episode will count (epoch seconds of this process's clock); None if none waits."""
+        now = self.db.now()
+        soon = sa.select(sa.func.min(episodes.c.ready_at) - now).where(
+            episodes.c.namespace == to_key(namespace), waits, episodes.c.ready_at > now
         )
         with self.db.read() as connection:
-            return connection.execute(soon).scalar()
+            wait = connection.execute(soon).scalar()
+        return None if wait is None else self.db.clock() + wait
 
     def waiting(self) -> tuple[Namespace, ...]:
         """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(unread, episodes.c.ready_at.is_not(None))
-        stuck = sa.select(table.c.namespace).where(running, table.c.lease_until < time.time())
+        free = sa.select(episodes.c.namespace).where(unread)
+        stuck = sa.select(table.c.namespace).where(*self._over())
         with self.db.read() as connection:
             rows = connection.execute(sa.union(free, stuck)).all()
         return tuple(from_key(row.namespace) for row in rows)
@@ -77,15 +82,15 @@ class ReflectionTable:
         Returns:
             None if fewer than `at_least` are ready, or another reflection of the namespace is under way.
         """
-        at = time.time()
         with self.db.write() as connection:
-            self._release_expired(connection, namespace, at)
+            self.db.take_turn(connection, f"claim {to_key(namespace)}")  # one reflection of a namespace at a time
+            self._release_expired(connection, namespace)
             busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), running)
             if connection.execute(busy).first() is not None:
                 return None
             query = (
                 sa.select(episodes.c.id)
-                .where(*_ready(namespace, float("1e18") if whatever else at))
+                .where(*self._ready(namespace, LAST if whatever else self.db.now()))
                 .order_by(episodes.c.ended_at, episodes.c.id)
                 .limit(at_most)
                 .with_for_update(skip_locked=True)
@@ -102,8 +107,9 @@ class ReflectionTable:
                     namespace=to_key(namespace),
                     status="running",
                     owner=owner,
-                    lease_until=at + lease,
-                    started_at=at,
+                    lease_until=self.db.now() + lease,
+                    lease=lease,
+                    started_at=self.db.now(),
                     body=record.model_dump_json(),
                 )
             )
@@ -112,7 +118,7 @@ class ReflectionTable:
     def renew(self, claim: Claim, lease: float) -> bool:
         """Hold the claim for another `lease` seconds; False if it is no longer ours."""
         with self.db.write() as connection:
-            done = table.update().where(*_mine(claim)).values(lease_until=time.time() + lease)
+            done = table.update().where(*_mine(claim)).values(lease_until=self.db.now() + lease, lease=lease)
             return connection.execute(done).rowcount == 1
 
     def commit(
@@ -138,6 +144,7 @@ class ReflectionTable:
                 return None
             told = read or {}
             lock(connection, told)  # before the lessons, as a reward does
+            self.lessons.lock(connection, [*(change.lesson.id for change in changes), *reviewed], told)
             done = self.lessons.apply(connection, changes, embedder)
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
@@ -199,16 +206,24 @@ class ReflectionTable:
     def _body(self, connection: sa.Connection, record: ReflectionRecord) -> None:
         connection.execute(table.update().where(table.c.id == record.id).values(body=record.model_dump_json()))
 
-    def _release_expired(self, connection: sa.Connection, namespace: Namespace, at: float) -> None:
-        late = (table.c.namespace == to_key(namespace), running, table.c.lease_until < at)
-        for row in connection.execute(sa.select(table.c.id, table.c.body).where(*late)).all():
+    def _release_expired(self, connection: sa.Connection, namespace: Namespace) -> None:
+        late = (table.c.namespace == to_key(namespace), *self._over())
+        for row in connection.execute(sa.select(table.c.id, table.c.body).where(*late).with_for_update()).all():
             claimed = ReflectionRecord.model_validate_json(row.body).episodes
             connection.execute(table.update().where(table.c.id == row.id).values(status="released"))
             connection.execute(episodes.update().where(*_batch(row.id, claimed)).values(reflection_id=""))
 
+    def _over(self) -> tuple[Any, ...]:
+        """A running reflection whose lease has ended. One that reaches further than a lease can is of a wrong clock."""
+        now = self.db.now()
+        return running, sa.or_(table.c.lease_until < now, table.c.lease_until - table.c.lease > now + SLACK)
 
-def _ready(namespace: Namespace, at: float) -> tuple[Any, ...]:
-    return episodes.c.namespace == to_key(namespace), unread, episodes.c.ready_at <= at
+    def _ready(self, namespace: Namespace, at: Any) -> tuple[Any, ...]:
+        counts = episodes.c.ready_at <= at
+        if self.db.is_sqlite:  # it ended in the future: the clock was put back since, and how long it waits is unknown
+            ahead = episodes.c.ended_at > self.db.now() + SLACK
+            counts = sa.or_(counts, ahead)
+        return episodes.c.namespace == to_key(namespace), unread, counts
 
 
 def _batch(reflection_id: str, claimed: Sequence[str]) -> tuple[Any, ...]:

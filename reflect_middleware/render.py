@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
 from pydantic import BaseModel
@@ -28,7 +29,16 @@ PARTS = 20_000
 """Most items of one value that are looked at."""
 
 
+T = TypeVar("T")
 _SIMPLE = frozenset({str, int, float, bool, type(None)})
+_text = json.JSONEncoder(ensure_ascii=False).encode
+_sorted_text = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+_derives: Callable[[type, type], bool] = lru_cache(maxsize=512)(issubclass)
+
+
+def is_a(value: Any, kind: type[T]) -> TypeGuard[T]:
+    """`isinstance`, remembered by class: pydantic's models and abstract classes make that a slow question."""
+    return _derives(value.__class__, kind)
 
 
 def clip(text: str, limit: int) -> str:
@@ -43,7 +53,7 @@ def clip(text: str, limit: int) -> str:
 
 def plain(value: Any) -> Any:
     """The value in terms of JSON; objects that have no such form become their `repr`, and loops end."""
-    return _Plain().of(value, 0)
+    return value if type(value) in _SIMPLE else _Plain().of(value, 0)
 
 
 class _Plain:
@@ -66,14 +76,14 @@ class _Plain:
             self.path.discard(id(value))
 
     def _inside(self, value: Any, depth: int) -> Any:
-        if isinstance(value, BaseMessage):
+        if is_a(value, BaseMessage):
             return self._message(value, depth)
-        if isinstance(value, Mapping):
+        if _derives(value.__class__, Mapping):
             items = islice(value.items(), PARTS)
             return {str(key): item if type(item) in _SIMPLE else self.of(item, depth) for key, item in items}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [item if type(item) in _SIMPLE else self.of(item, depth) for item in islice(value, PARTS)]
-        if isinstance(value, BaseModel):
+        if is_a(value, BaseModel):
             return {name: self.of(getattr(value, name), depth) for name in type(value).model_fields}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: self.of(getattr(value, f.name, None), depth) for f in dataclasses.fields(value)}
@@ -81,10 +91,14 @@ class _Plain:
 
     def _message(self, message: BaseMessage, depth: int) -> dict[str, Any]:
         fields = vars(message)  # asking a model for a field that it lacks is slow
-        shown: dict[str, Any] = {"type": message.type, "content": self.of(message.content, depth)}
+        content = message.content
+        shown: dict[str, Any] = {
+            "type": message.type,
+            "content": content if type(content) is str else self.of(content, depth),
+        }
         for name in ("tool_calls", "name", "status", "tool_call_id"):
             if value := fields.get(name):
-                shown[name] = self.of(value, depth)
+                shown[name] = value if type(value) is str else self.of(value, depth)
         return shown
 
 
@@ -100,7 +114,7 @@ def as_json(value: Any, limit: int) -> str:
     if isinstance(value, str):
         return clip(value, limit)
     try:
-        return clip(json.dumps(plain(value), ensure_ascii=False), limit)
+        return clip(_text(plain(value)), limit)
     except Exception as error:  # noqa: BLE001 - a user's object may fail in any way when it is looked at
         return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
@@ -110,25 +124,40 @@ def shortened(value: Any, limit: int, clean: Callable[[str], str]) -> str:
     return clip(clean(as_json(value, WHOLE_CHARS)), limit)
 
 
+def shortened_and_named(value: Any, limit: int, clean: Callable[[str], str]) -> tuple[str, str]:
+    """A run's output as `shortened`, and its `fingerprint`; that is empty where JSON cannot hold it."""
+    try:
+        form = plain(value)  # made once for both: it may be long
+        text, name = value if isinstance(value, str) else _text(form), _named(form)
+    except Exception:  # noqa: BLE001 - a user's object may fail in any way when it is looked at
+        return shortened(value, limit, clean), ""
+    return clip(clean(clip(text, WHOLE_CHARS)), limit), name
+
+
 def fingerprint(value: Any) -> str:
     """A name for a run's output that the same output gives again."""
-    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
-    return "out:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return _named(plain(value))
+
+
+def _named(form: Any) -> str:
+    return "out:" + hashlib.sha256(_sorted_text(form).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def messages_in(value: Any) -> Iterator[BaseMessage]:
     """The messages in a state, a node's update or a Command."""
-    if isinstance(value, BaseMessage):
+    if is_a(value, BaseMessage):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            if isinstance(item, BaseMessage) or hasattr(item, "update"):
+            if is_a(item, BaseMessage):
+                yield item
+            elif hasattr(item, "update"):
                 yield from messages_in(item)
     elif not isinstance(value, dict) and hasattr(value, "goto") and hasattr(value, "update"):
         yield from messages_in(value.update)
     else:
         for item in _values(value):
-            if isinstance(item, (BaseMessage, list, tuple)):
+            if isinstance(item, (list, tuple)) or is_a(item, BaseMessage):
                 yield from messages_in(item)
 
 
@@ -159,14 +188,14 @@ def message_line(message: BaseMessage) -> str:
     """One message as text: who, what, and the tools it calls."""
     body = text_of(message.content)
     calls = vars(message).get("tool_calls") or []
-    asked = [f"{call['name']}({json.dumps(plain(call['args']), ensure_ascii=False)})" for call in calls]
+    asked = [f"{call['name']}({_text(plain(call['args']))})" for call in calls]
     return f"{message.type}: " + "\n".join(part for part in (body, *asked) if part)
 
 
 def _values(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
+    if _derives(value.__class__, Mapping):
         return list(value.values())
-    if isinstance(value, BaseModel):
+    if is_a(value, BaseModel):
         return [getattr(value, name) for name in type(value).model_fields]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [getattr(value, f.name, None) for f in dataclasses.fields(value)]

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from reflect_middleware.database import portions
-from reflect_middleware.schema import episodes, lesson_sources, lessons
+from reflect_middleware.schema import early, episodes, lesson_sources, lessons
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
 
@@ -29,9 +29,14 @@ def current(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Seque
     return found
 
 
-def add(connection: sa.Connection, episode_id: str, reward: Reward) -> None:
-    """Give an episode a reward. One that says the same as the one that stands changes nothing."""
+def add(connection: sa.Connection, episode_id: str, reward: Reward, given_at: float | None = None) -> None:
+    """Give an episode a reward. One that says the same as the one that stands changes nothing.
+
+    With `given_at` (epoch seconds) it was given then, and may have been added before.
+    """
     lock(connection, [episode_id])
+    if given_at is not None and _overtaken(connection, episode_id, reward, given_at):
+        return
     standing = current(connection, [episode_id]).get(episode_id, ())
     if said(reward) in map(said, standing):
         return
@@ -60,18 +65,30 @@ def insert(connection: sa.Connection, target: str, reward: Reward, *, waiting: b
     )
 
 
-def add_later(connection: sa.Connection, name: str, reward: Reward) -> None:
+def _overtaken(connection: sa.Connection, target: str, reward: Reward, given_at: float) -> bool:
+    """Whether this very reward was added before, or one of its source and key that was given later."""
+    body = reward.model_dump_json()
+    later = table.c.current & ~table.c.waiting & (table.c.at > given_at)
+    query = sa.select(table.c.seq).where(table.c.target == target, table.c.source == reward.source)
+    query = query.where(table.c.key == reward.key, sa.or_(table.c.body == body, later))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def add_later(connection: sa.Connection, name: str, reward: Reward, given_at: float | None = None) -> None:
     """Keep a reward for an episode that is not known yet; of those that wait, the oldest are forgotten."""
+    if given_at is not None and _overtaken(connection, name, reward, given_at):
+        return
     insert(connection, name, reward, waiting=True)
-    newest = sa.select(table.c.seq).where(table.c.waiting).order_by(table.c.seq.desc())
+    newest = sa.select(table.c.seq).where(early).order_by(table.c.seq.desc())
     last_kept = newest.limit(1).offset(WAITING_REWARDS - 1).scalar_subquery()
     too_many = table.c.seq < sa.func.coalesce(last_kept, 0)
-    connection.execute(table.delete().where(table.c.waiting, sa.or_(~_fresh(), too_many)))
+    connection.execute(table.delete().where(early, sa.or_(~_fresh(), too_many)))
 
 
 def adopt(connection: sa.Connection, episode_id: str, names: Iterable[str]) -> None:
     """Give an episode the rewards that have waited for it under one of its names."""
-    query = sa.select(table).where(table.c.target.in_(list(names)), table.c.waiting, _fresh()).order_by(table.c.seq)
+    waiting = table.c.waiting != sa.false()  # not `early`: a few names, in an index, among thousands that may wait
+    query = sa.select(table).where(table.c.target.in_(list(names)), waiting, _fresh()).order_by(table.c.seq)
     for row in connection.execute(query).all():
         connection.execute(table.delete().where(table.c.seq == row.seq))
         add(connection, episode_id, Reward.model_validate_json(row.body))
@@ -84,6 +101,9 @@ def mark_for_review(connection: sa.Connection, ids: Iterable[str]) -> None:
         .join(lesson_sources, lesson_sources.c.lesson_id == lessons.c.id)
         .where(lesson_sources.c.episode_id.in_(list(ids)), lessons.c.status != "retired")
         .order_by(lessons.c.id)
+        .with_for_update(
+            of=lessons
+        )  # the body is written back: what another transaction has just put there must be in it
     )
     for row in connection.execute(query).all():
         lesson = Lesson.model_validate_json(row.body).model_copy(update={"needs_review": True})

@@ -18,7 +18,8 @@ def _few(name: str, *columns: sa.ColumnElement[Any], where: sa.ColumnElement[boo
     """An index over the few rows that a condition picks, however many others there are.
 
     A query uses it only if it states the condition in the same words, values included: hence the names below for
-    conditions, and `literal_column` in them.
+    conditions, and `literal_column` in them. A column that the condition fixes may stand in the index all the same:
+    SQLite, which knows no statistics, prefers the index of which a query fixes the most columns.
     """
     return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
@@ -51,26 +52,38 @@ episodes = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("episodes_time", "started_at"),
     sa.Index("episodes_namespace", "namespace", "started_at"),
-    sa.Index("episodes_thread", "thread_id", "started_at"),
+    sa.Index("episodes_thread_namespace", "thread_id", "namespace", "started_at"),
 )
-unread = sa.and_(episodes.c.reflection_id == EMPTY, episodes.c.dead_letter == EMPTY, episodes.c.sampled)
-"""Waits for a reflection, or will once it has ended."""
+unread = sa.and_(
+    episodes.c.reflection_id == EMPTY,
+    episodes.c.dead_letter == EMPTY,
+    episodes.c.sampled,
+    episodes.c.ready_at.is_not(None),
+)
+"""Has ended, and waits for a reflection."""
 waits = sa.and_(unread, episodes.c.ready_at > sa.literal_column("0"))
 """Unread, and counts from a time on only: it waited for a reward, or still does."""
 open_ = episodes.c.status == sa.literal_column("'interrupted'", sa.Text)
 """May be resumed."""
-dead = episodes.c.dead_letter != EMPTY
+dead = sa.and_(episodes.c.reflection_id == EMPTY, episodes.c.dead_letter != EMPTY)
 """No reflection could use it."""
 nested = episodes.c.root_run_id != episodes.c.id
 """Ran inside another run. The others have the root's id as their own."""
 owned = episodes.c.principal != EMPTY
 """Ran on somebody's behalf."""
-_few("episodes_unread", episodes.c.namespace, episodes.c.ended_at, episodes.c.id, where=unread)
+_few(
+    "episodes_unread",
+    episodes.c.namespace,
+    episodes.c.reflection_id,
+    episodes.c.ended_at,
+    episodes.c.id,
+    where=unread,
+)
 _few("episodes_waits", episodes.c.namespace, episodes.c.ready_at, where=waits)
-_few("episodes_open", episodes.c.thread_id, episodes.c.started_at, where=open_)
-_few("episodes_dead", episodes.c.namespace, episodes.c.started_at, where=dead)
+_few("episodes_open", episodes.c.status, episodes.c.thread_id, episodes.c.started_at, where=open_)
+_few("episodes_dead", episodes.c.namespace, episodes.c.reflection_id, episodes.c.started_at, where=dead)
 _few("episodes_nested", episodes.c.root_run_id, where=nested)
-_few("episodes_owned", episodes.c.principal, episodes.c.started_at, where=owned)
+_few("episodes_owned", episodes.c.principal, episodes.c.namespace, episodes.c.started_at, where=owned)
 aliases = sa.Table(
     "aliases",
     metadata,
@@ -92,7 +105,9 @@ rewards = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("rewards_target", "target", "current"),
 )
-_few("rewards_early", rewards.c.seq, rewards.c.at, where=rewards.c.waiting)
+early = rewards.c.waiting == sa.true()
+"""Came before its episode."""
+_few("rewards_early", rewards.c.waiting, rewards.c.seq, rewards.c.at, where=early)
 exposures = sa.Table(
     "exposures",
     metadata,
@@ -153,6 +168,7 @@ reflections = sa.Table(
     _text("status"),
     _text("owner"),
     sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("lease", sa.Float, nullable=False, server_default="30"),  # seconds for which it was given
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("reflections_time", "started_at"),

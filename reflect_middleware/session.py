@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from reflect_middleware.namespaces import NamespaceRule
 from reflect_middleware.private import NODE, SOURCE
 from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
 from reflect_middleware.retrieve import Choice
+from reflect_middleware.telemetry import Search
 from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +78,8 @@ class Session:
     """The run's id while the graph has not said one: the caller's, or one of ours."""
     last: Any = None
     """The last chunk that the graph gave; the result of `invoke` is in it."""
+    span_context: Any = None
+    """OpenTelemetry's name for the span in which the run was started; None for none."""
     listener: Callable[[Any], None] | None = None
     """Is told of each chunk of a graph whose callbacks are not heard here."""
 
@@ -115,23 +115,27 @@ class Session:
 
     def prepare(self) -> None:
         """Fetch the lessons; past the deadline the run goes on without them."""
-        try:
-            # A coroutine may call a sync graph: it waits for us, but its thread reads no file.
-            if not on_a_loop() and (found := self.core.finder.at_once(self.plan)) is not None:
-                self._take(found)
-                return
-            for fetch, seconds in self.core.finder.fetches(self.plan):
-                self._take(fetch().result(seconds))
-        except Exception as error:  # noqa: BLE001 - boundary to the user's run
-            self.core.finder.failed(error)
+        with Search(self) as search:
+            try:
+                # A coroutine may call a sync graph: it waits for us, but its thread reads no file.
+                if not on_a_loop() and (found := self.core.finder.at_once(self.plan)) is not None:
+                    self._take(found)
+                    return
+                for fetch, seconds in self.core.finder.fetches(self.plan, search.inside):
+                    self._take(fetch().result(seconds))
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                search.failed(error)
+                self.core.finder.failed(error)
 
     async def aprepare(self) -> None:
         """Async twin of `prepare`."""
-        try:
-            for fetch, seconds in self.core.finder.fetches(self.plan):
-                self._take(await asyncio.wait_for(awaited(fetch()), seconds))
-        except Exception as error:  # noqa: BLE001 - boundary to the user's run
-            self.core.finder.failed(error)
+        with Search(self) as search:
+            try:
+                for fetch, seconds in self.core.finder.fetches(self.plan, search.inside):
+                    self._take(await asyncio.wait_for(awaited(fetch()), seconds))
+            except Exception as error:  # noqa: BLE001 - boundary to the user's run
+                search.failed(error)
+                self.core.finder.failed(error)
 
     def passed(self, chunk: Any) -> None:
         """The graph has given a chunk."""
@@ -148,8 +152,8 @@ class Session:
             if isinstance(error, GraphInterrupt) and error.args:
                 self.recorder.note_interrupts(error.args[0], "", self.run_id)
             return self.core.keeper.finish(self, status, error)
-        except Exception:
-            logger.exception("reflect: a run's end could not be recorded")
+        except Exception as failure:  # noqa: BLE001 - boundary to the user's run
+            self.core.failed("end", failure)
             return None
 
     def wait(self, done: Future[Any] | None) -> None:

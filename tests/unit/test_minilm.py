@@ -108,7 +108,7 @@ class FakeFunction:
 def test_chromas_model_is_downloaded_once_and_announced(tmp_path, monkeypatch, caplog):
     function = FakeFunction(tmp_path)
     monkeypatch.setattr(chroma_minilm, "_chroma_function", lambda: function)
-    with caplog.at_level(logging.INFO, logger="reflect_middleware.embed"):
+    with caplog.at_level(logging.INFO, logger="reflect_adapters.chroma_minilm"):
         embedder = open_embedder("chroma")
         assert embedder.id == "MiniLM:all-MiniLM-L6-v2-onnx"
         assert embedder.dim == 384
