@@ -128,4 +128,4 @@ class Eraser:
             texts += [step.output for step in episode.trajectory][:5]
             plain = (piece.strip() for text in texts for piece in text.replace("\\", '"').replace("\n", '"').split('"'))
             probes.update(piece[:PROBE_CHARS] for piece in plain if len(piece) >= PROBE_CHARS // 2 and piece.isascii())
-        return set(sorted(probes)[: 5 * PROBED])
+        return set(sorted(probes)[:PROBED])

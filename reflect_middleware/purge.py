@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -121,12 +122,13 @@ class Purge:
         with self._own_ledger() as ledger:
             spooled = self._spool(ledger)
             tally = erase(ledger, self.wanted)
-            ledger.forget.finish("purge", self._entry(tally, spooled), rebuild=bool(tally.erased))
+            tally.ids += spooled
+            ledger.forget.finish("purge", self._entry(tally, len(spooled)), rebuild=bool(tally.erased))
             self._compact(ledger, tally)
             backups = self._backups(tally)
             self._stores(ledger, tally)
             self._verify(ledger, tally)
-        found = {"spooled": spooled, "backups": backups, "looked_at": tuple(self.looked)}
+        found = {"spooled": len(spooled), "backups": backups, "looked_at": tuple(self.looked)}
         report = _report(tally).model_copy(update={**found, "left": tuple(dict.fromkeys(self.left))})
         said_so = "nothing is left" if report.complete else f"left: {'; '.join(report.left)}"
         logger.info("reflect: purged %d episodes, %d lessons; %s", report.episodes, len(report.lessons), said_so)
@@ -191,12 +193,17 @@ class Purge:
         tally.erased |= also.erased | more.erased
         return bool(also.ids or more.ids)
 
-    def _spool(self, ledger: Ledger) -> int:
-        """Erase what waits for the ledger in this machine's spool."""
-        if not (self.path / SPOOL).is_file():
-            return 0
+    def _spool(self, ledger: Ledger) -> tuple[str, ...]:
+        """Erase what waits for the ledger in this machine's spool; gives the ids of the episodes."""
+        outage = self.core.keeper.outage
+        if not (self.path / SPOOL).is_file() and not outage.waiting().count:
+            return ()
         names = ledger.forget.names(ledger.forget.wanted(self.wanted))
-        return len(self.core.keeper.outage.spool.purge(lambda record: self.wanted.fits(record.episode), names))
+        try:
+            return outage.spool.purge(lambda record: self.wanted.fits(record.episode), names)
+        except (OSError, sqlite3.Error) as error:
+            self.left.append(f"{self.path / SPOOL}: it cannot be written ({error}); purge again when it can")
+            return ()
 
     def _stores(self, ledger: Ledger, tally: Tally) -> None:
         """Empty the stores: what they delete stays in their files. They fill again as they are searched."""

@@ -6,24 +6,27 @@ import json
 import re
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from langgraph.checkpoint.memory import InMemorySaver
 
-from reflect_middleware import testing
+from reflect_middleware import Reward, testing
+from reflect_middleware.episodes_table import Record
 from reflect_middleware.errors import ConfigurationError, EpisodeNotFoundError, LessonNotFoundError
 from reflect_middleware.schema import metadata
+from reflect_middleware.spool import Given, Run
 
 from .conftest import adding, agent
 from .test_processes import child
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from reflect_middleware import Reflection
 
+ROOT = Path(__file__).parents[2]
 ANNA, BEN = "anna-4711", "ben-0815"
 TASK = "Refund the canary order CANARY-77123 of Mrs Zwetschgenbaum"
 OUTPUT = "I have refunded the amount to account DE00CANARYOUT of the lady"
@@ -235,6 +238,38 @@ def test_rewards_for_what_was_purged_wait_like_those_for_an_unknown_run(make: An
     reflection.episodes.purge(gone)
     reflection.reward(gone, 1.0)
     assert reflection.episodes.list() == ()
+
+
+def test_what_waits_in_the_spool_is_purged(make: Any) -> None:
+    reflection = make(every=9)
+    kept, gone = go(reflection, "Paint the fence", BEN), go(reflection, TASK, ANNA)
+    spool, episode = reflection._core.keeper.outage.spool, reflection.episodes.get(gone)
+    fresh = episode.model_copy(update={"id": str(uuid4()), "run_ids": ()})
+    spool.add(Run(record=Record(episode=fresh, ready_at=0.0)))
+    spool.add(Given(reward=Reward(value=0, comment=COMMENT), names=(fresh.id,)))
+    spool.add(Given(reward=Reward(value=0, comment=COMMENT), names=(gone,)))
+    spool.add(Given(reward=Reward(value=1, comment="well painted"), names=(kept,)))
+    assert found(reflection, fresh.id)
+    report = reflection.episodes.purge(principal=ANNA)
+    assert report.complete, report.left
+    assert (report.spooled, report.episodes) == (1, 1)
+    assert [entry.target for entry in spool.entries()] == [kept]
+    assert found(reflection, *CANARIES, fresh.id, gone) == []
+
+
+def test_every_line_of_the_page_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "forgetting.md").read_text()
+    files = [*(ROOT / "tests" / "loop").glob("*.py"), *(ROOT / "tests" / "properties").glob("*.py")]
+    tests = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 20
+    assert set(named) <= tests
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("| ") and not line.startswith(("| what", "| limit", "| ---"))
+    ]
+    assert all("`test_" in row for row in rows)
 
 
 def test_the_audit_names_nobody(make: Any) -> None:
