@@ -8,6 +8,8 @@ from pathlib import Path
 
 PIECE = 4 * 1024 * 1024
 """Bytes read at a time."""
+HEAD = 4
+"""Bytes of a word by which it is looked for first."""
 OVERLAP = 256
 """Bytes that a piece repeats of the one before: longer than anything that is looked for."""
 _open_for_ever: dict[tuple[int, int], int] = {}
@@ -29,7 +31,7 @@ def found_in(file: Path, ids: Collection[str], words: Collection[str], *, live: 
     for piece in _pieces(file, live=live):
         if wanted:
             found.update(wanted[hit] for hit in _ids(piece) & wanted.keys())
-        found.update(word for raw, word in spelled.items() if raw in piece)
+        found.update(spelled[raw] for raw in _words(piece, spelled))
     return found
 
 
@@ -41,10 +43,31 @@ def _ids(piece: bytes) -> set[bytes]:
     if len(hyphen) < 36:  # noqa: PLR2004 - the length of an id
         return set()
     ends = len(hyphen) - 35
-    starts = np.flatnonzero(
-        hyphen[8 : 8 + ends] & hyphen[13 : 13 + ends] & hyphen[18 : 18 + ends] & hyphen[23 : 23 + ends]
-    )
+    first, second = hyphen[8 : 8 + ends] & hyphen[13 : 13 + ends], hyphen[18 : 18 + ends] & hyphen[23 : 23 + ends]
+    starts = np.flatnonzero(first & second)
     return {piece[start : start + 36] for start in starts.tolist()}
+
+
+def _words(piece: bytes, words: Collection[bytes]) -> set[bytes]:
+    """Which words are in it. Places where any of them may begin, by its first four bytes, are found all at once."""
+    import numpy as np
+
+    short = {word for word in words if len(word) < HEAD and word in piece}
+    heads: dict[bytes, list[bytes]] = {}
+    for word in words:
+        if len(word) >= HEAD:
+            heads.setdefault(word[:HEAD], []).append(word)
+    if not heads or len(piece) < HEAD:
+        return short
+    data = np.frombuffer(piece, dtype=np.uint8)
+    pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
+    begin, go_on = np.zeros(65_536, dtype=bool), np.zeros(65_536, dtype=bool)
+    for head in heads:
+        begin[head[0] << 8 | head[1]] = go_on[head[2] << 8 | head[3]] = True
+    places = np.flatnonzero(begin[pairs[:-2]] & go_on[pairs[2:]]).tolist()
+    return short | {
+        word for at in places for word in heads.get(piece[at : at + HEAD], ()) if piece.startswith(word, at)
+    }
 
 
 def _pieces(file: Path, *, live: bool) -> Iterator[bytes]:
