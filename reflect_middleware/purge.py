@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware import residue
+from reflect_middleware.backup import FOLDER
 from reflect_middleware.erase import PROBED, Eraser, Tally, erase
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.forget_table import Criteria
@@ -170,7 +172,7 @@ class Purge:
     def _backups(self, tally: Tally) -> int:
         """Purge the backups beside the ledger, and delete what a restore put aside: it cannot be read."""
         count = 0
-        for file in sorted((self.path / "backups").glob("*.db*")):
+        for file in sorted((self.path / FOLDER).glob("*.db*")):
             if file.name.startswith("damaged-"):
                 file.unlink(missing_ok=True)
             elif file.suffix == ".db":
@@ -189,6 +191,10 @@ class Purge:
         except ReflectError as error:
             self.left.append(f"{file}: it cannot be read ({error}); delete it")
             return False
+        finally:  # what opening it has made, such as a copy of one with an older schema
+            shutil.rmtree(file.parent / FOLDER, ignore_errors=True)
+            for beside in file.parent.glob(f"{file.name}-*"):
+                beside.unlink(missing_ok=True)
         tally.ids += sorted(set(also.ids) - set(tally.ids))
         tally.erased |= also.erased | more.erased
         return bool(also.ids or more.ids)
@@ -238,7 +244,7 @@ class Purge:
         for file in self._files(ledger):
             self.looked.append(str(file))
             live = file.suffix == ".db" and file.parent == self.path
-            if residue.found_in(file, ids, () if file.parent.name == "backups" else words, live=live):
+            if residue.found_in(file, ids, () if file.parent.name == FOLDER else words, live=live):
                 self.left.append(f"{file}: bytes of what was purged")
 
     def _note_left(self, place: str, word: str, tally: Tally) -> None:

@@ -241,6 +241,7 @@ def test_a_purge_reaches_the_backups(make: Any) -> None:
     assert not damaged.exists()
     files = [f for f in reflection._options.path.rglob("*") if f.is_file()]
     assert [f.name for f in files if b"CANARY-31337" in f.read_bytes()] == []
+    assert list(file.parent.iterdir()) == [file]
     assert len(backups_table.episodes_in(file)) == 1
     reflection.restore()
     assert tasks(reflection) == ["kept"]
