@@ -121,6 +121,7 @@ class Purge:
             LedgerError: If the ledger fails; the same purge again goes on where this one stopped.
         """
         self.core.keeper.writer.wait_idle(self.core.keeper.timeout)
+        self.core.counters.settle(self.core.keeper.timeout)
         with self._own_ledger() as ledger:
             spooled = self._spool(ledger)
             tally = erase(ledger, self.wanted)
@@ -153,7 +154,7 @@ class Purge:
 
     def _compact(self, ledger: Ledger, tally: Tally) -> None:
         """SQLite keeps deleted bytes in its file and its log: both are written anew."""
-        if not ledger.database.is_sqlite or not tally.ids:
+        if not ledger.database.is_sqlite:
             return
         file = ledger.database.beside("")
         size = file.stat().st_size if file is not None and file.is_file() else 0

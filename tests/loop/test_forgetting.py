@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,6 +75,7 @@ def test_nothing_is_left_in_any_file(tmp_path: Path, make: Any, store: str) -> N
     reflection.reward(ids[0], 0.0, source="user", comment=COMMENT)
     reflection.reward(ids[0], 0.1, source="user", comment="a canary on second thoughts: 99887")
     reflection.reflect()
+    reflection._core.failed("reward", ValueError(f"cannot judge {TASK!r}"))
     for _ in range(3):  # so that the store opens, and a later prompt shows the lessons
         reflection.lessons.search("refund")
     reflection.flush()
@@ -270,6 +273,18 @@ def test_every_line_of_the_page_names_a_test_that_exists() -> None:
         if line.startswith("| ") and not line.startswith(("| what", "| limit", "| ---"))
     ]
     assert all("`test_" in row for row in rows)
+
+
+def test_what_was_deleted_earlier_is_not_left_in_free_pages(tmp_path: Path) -> None:
+    with testing.reflection(every=9, path=str(tmp_path)) as reflection:
+        go(reflection, f"{TASK} {'and so on ' * 900}", ANNA)
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as connection, connection:
+            connection.execute("PRAGMA secure_delete=OFF")  # some builds of SQLite have it on
+            connection.execute("DELETE FROM episodes")
+        assert found(reflection, "CANARY-77123")
+        report = reflection.episodes.purge(principal=ANNA)
+        assert (report.episodes, report.complete) == (0, True), report.left
+        assert found(reflection, *CANARIES) == []
 
 
 def test_the_audit_names_nobody(make: Any) -> None:
