@@ -4,7 +4,9 @@ from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
 from reflect_middleware.cadence import AfterSeconds, Backlog, Cadence, EveryEpisodes, OnClose, OnFailures
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.reflection import Reflection
+from reflect_middleware.retention import Retention
 from reflect_middleware.types import (
+    AuditEntry,
     Edit,
     EditOutcome,
     Episode,
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AfterSeconds",
+    "AuditEntry",
     "Backlog",
     "Cadence",
     "Edit",
@@ -37,6 +40,7 @@ __all__ = [
     "Reflection",
     "ReflectionRecord",
     "ReflectionReport",
+    "Retention",
     "Reward",
     "Step",
     "Task",

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import reflect_middleware
+from reflect_middleware.cli_forget import register
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
@@ -50,13 +51,15 @@ SETTINGS: dict[str, Any] = {
 }
 app = typer.Typer(help="See and change what your agents learned from their runs.", **SETTINGS)
 lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
-episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry.")
+episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
 app.command()(migrate)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
+
+register(app, episodes)
 
 Id = Annotated[str, typer.Argument(help="An id, or enough of its last characters.")]
 When = Annotated[str, typer.Option("--when", help="The situation in which it applies.")]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from reflect_middleware.advice import Finding
 from reflect_middleware.types import (
+    AuditEntry,
     EditOutcome,
     Episode,
     Lesson,
@@ -137,6 +138,17 @@ class View:
         """What `doctor` found."""
         rows = [(LEVELS[f.level], f.check, f.message) for f in found]
         self._list(found, ("", "check", "finding"), rows, nothing="Nothing to check.")
+
+    def fields(self, item: BaseModel) -> None:
+        """All fields of a report that say something."""
+        data = item.model_dump(mode="json")
+        texts = {name: "\n".join(value) if isinstance(value, list) else str(value) for name, value in data.items()}
+        self._fields(item, {name.replace("_", " "): text for name, text in texts.items() if data[name] is not None})
+
+    def audit(self, found: Sequence[AuditEntry]) -> None:
+        """What was done to the ledger as a whole."""
+        rows = [(_time(e.at), e.action, json.dumps(e.details)) for e in found]
+        self._list(found, ("at", "action", "details"), rows, nothing="Nothing was purged, dropped or restored.")
 
     def say(self, text: str, **data: Any) -> None:
         """One line, or `data` as JSON."""

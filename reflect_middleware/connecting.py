@@ -60,8 +60,8 @@ STATES: dict[str, type[LedgerError]] = {
 """By the beginning of PostgreSQL's error codes."""
 
 
-def engine_for(url: str, *, fsync: bool = False) -> sa.Engine:
-    """An engine that has connected to nothing yet.
+def engine_for(url: str, *, fsync: bool = False, erases: bool = False) -> sa.Engine:
+    """An engine that has connected to nothing yet; with `erases` SQLite overwrites what is deleted.
 
     Raises:
         MissingExtraError: If the database's driver is not installed.
@@ -70,7 +70,7 @@ def engine_for(url: str, *, fsync: bool = False) -> sa.Engine:
         return _of_a_server(sa.make_url(url), **POOL)
     options = {"timeout": BUSY_SECONDS, "check_same_thread": False}
     made = sa.create_engine(url, connect_args=options, paramstyle="named", hide_parameters=True)
-    sa.event.listen(made, "connect", lambda connection, _: _prepare(connection, fsync=fsync))
+    sa.event.listen(made, "connect", lambda connection, _: _prepare(connection, fsync=fsync, erases=erases))
     return made
 
 
@@ -158,7 +158,7 @@ def _tried(engine: sa.Engine, connection: Any, record: Any) -> None:
         raise sa.exc.InvalidatePoolError
 
 
-def _prepare(connection: Any, *, fsync: bool) -> None:
+def _prepare(connection: Any, *, fsync: bool, erases: bool) -> None:
     """Set a new SQLite connection up.
 
     Raises:
@@ -174,6 +174,8 @@ def _prepare(connection: Any, *, fsync: bool) -> None:
             ' Put it on a local disk (path=), or on a server: ledger="postgresql+psycopg://user:password@host/name".'
         )
     cursor.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
+    if erases:
+        cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 

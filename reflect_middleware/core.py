@@ -27,6 +27,7 @@ from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
 from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
+from reflect_middleware.retention import Housekeeper
 from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.types import Preview
 
@@ -46,12 +47,14 @@ class Core:
         self.counters = Counters(self._write_counts)
         self.finder = Finder(self)
         self.keeper = Keeper(self)
+        self.housekeeper = Housekeeper(self)
         self.calls = Lane("calls", threads=4)
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
         keeper = self.keeper
-        lanes = (self.finder.lane, self.calls, keeper.judge, keeper.outage.lane, keeper.writer, self.counters.lane)
+        ours = (self.finder.lane, self.calls, self.counters.lane, self.housekeeper.lane)
+        lanes = (*ours, keeper.judge, keeper.outage.lane, keeper.writer)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -127,7 +130,7 @@ class Core:
             self.keeper.outage.close()
             self._close_parts()
             self.counters.close()
-            for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
+            for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer, self.housekeeper.lane):
                 lane.stop()
 
     def _close_parts(self) -> None:

@@ -49,11 +49,13 @@ class Database:
     Args:
         url: A SQLAlchemy URL: `sqlite:///…` or `postgresql+psycopg://…`.
         fsync: Whether a SQLite commit waits for the disk (survives power loss, not only a killed process).
+        erases: Whether SQLite overwrites what is deleted.
     """
 
-    def __init__(self, url: str, *, fsync: bool = False) -> None:
+    def __init__(self, url: str, *, fsync: bool = False, erases: bool = False) -> None:
         self.url = url
         self.fsync = fsync
+        self.erases = erases
         self.clock = time.time
         """This process's clock (epoch seconds)."""
         self._pid = 0
@@ -243,6 +245,14 @@ class Database:
         with gate.passing(), self._guarded():
             return migrated(self.url, self.url_shown)
 
+    def release(self) -> None:
+        """Close this process's connections; the next use opens them again."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None and self._pid == os.getpid():
+            self._release()
+            engine.dispose()
+
     def close(self) -> None:
         """Close this process's connections for good."""
         with self._lock:
@@ -294,7 +304,8 @@ class Database:
         if engine is not None and self._pid == os.getpid() and self._in_place():
             return engine
         self._refuse_if_closed()
-        made, known = opened(self.url, self.url_shown, fsync=self.fsync)  # without the lock: it may take seconds
+        # Without the lock, for it may take seconds.
+        made, known = opened(self.url, self.url_shown, fsync=self.fsync, erases=self.erases)
         with self._lock:
             self._refuse_if_closed(made)
             if self._engine is not engine and self._engine is not None and self._pid == os.getpid():
@@ -302,7 +313,7 @@ class Database:
                 return self._engine
             replaced = engine is not None and self._pid == os.getpid()
             self._let_go()
-            self._changes = Changes(self._beside("-lessons"))
+            self._changes = Changes(self.beside("-lessons"))
             self._engine, self._pid, self._known = made, os.getpid(), known
             self._connections = None if self.is_sqlite else Connections(made)
         if self.is_sqlite and (replaced or self.mark() is None):
@@ -345,7 +356,7 @@ class Database:
     def _gone(self) -> str:
         return f"The ledger's file {str(self.file)!r} was deleted or replaced under this process"
 
-    def _beside(self, ending: str) -> Path | None:
+    def beside(self, ending: str) -> Path | None:
         """A file of ours next to SQLite's; None for a ledger without a file."""
         return None if self.file is None else Path(f"{self.file}{ending}")
 

@@ -117,10 +117,13 @@ class EpisodeTable:
     def reward(self, episode_id: str, reward: Reward, *, given_at: float | None = None) -> None:
         """Add a reward; the same source and key replaces the former one, which stays in the history.
 
+        Without such an episode (not written yet, or purged) it waits, as every reward for an unknown run does.
+
         With `given_at` (epoch seconds) it was given then, and may have been added before.
         """
         with self.db.write() as connection:
-            add(connection, episode_id, reward, given_at)
+            known = connection.execute(sa.select(table.c.id).where(table.c.id == episode_id)).first()
+            (add if known else add_later)(connection, episode_id, reward, given_at)
 
     def reward_later(self, name: str, reward: Reward, *, given_at: float | None = None) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reflect_middleware.database import portions
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
 """How long a store that failed is left alone."""
+
+GENERATION = "reflect.generation"
+"""In a store's folder: of which generation of the ledger its entries are."""
 
 
 class Index:
@@ -67,10 +71,13 @@ class Index:
         self._queued: set[Namespace] = set()
         self._incomplete: set[Namespace] = set()
         """Namespaces with active lessons that have no vector yet."""
+        self._generation = lessons.generation
         self._lock = threading.RLock()
 
     def search(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
         """The k active lessons nearest to `vector` as of `revision`, best first."""
+        if self._generation != self.lessons.generation:
+            self._begin_anew(namespace)
         store, mark = self._store, self._marks.get(namespace)
         if store is None or mark is None:
             self._searches += 1
@@ -121,6 +128,14 @@ class Index:
         else:
             _fill(store, self._space(namespace), _entries(rows))
         self._marks[namespace] = max([mark or 0, revision, *(row.revision for row in rows)])
+
+    def rebuild(self, namespaces: Sequence[Namespace]) -> str:
+        """Empty the store, after a purge; it is filled again as it is searched. Gives the reason where it cannot be.
+
+        Args:
+            namespaces: In which lessons were erased. A store that cannot empty itself drops these.
+        """
+        return self.lane.submit(lambda: self._rebuild(namespaces)).result()
 
     def close(self) -> None:
         """Release the store."""
@@ -213,7 +228,37 @@ class Index:
     def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
         if self._store is None:
             self._store = opener(self._context)
+        renewed(self._store, self._context.path, self.lessons.read_generation())
         return self._store
+
+    def _rebuild(self, namespaces: Sequence[Namespace]) -> str:
+        self._forget_marks()
+        if self._open_store is None:
+            return ""
+        try:
+            store = self._opened(self._open_store)
+            for namespace in () if hasattr(store, "clear") else namespaces:
+                store.drop(self._space(namespace))
+        except Exception as error:  # noqa: BLE001 - any driver; the purge of the ledger stands, and says this
+            if not isinstance(error, StoreLockedError):
+                self._give_up(error)
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _begin_anew(self, namespace: Namespace) -> None:
+        """Lessons were erased or restored: nothing that was read before counts."""
+        with self._lock:
+            self._generation = self.lessons.generation
+            self._forget_marks()
+        if self._store is not None:
+            self.sync_later(namespace)
+
+    def _forget_marks(self) -> None:
+        with self._lock:
+            self._marks.clear()
+            self._exact_marks.clear()
+            self._incomplete.clear()
+            self._exact.refresh()
 
     def _embed_missing(self, namespace: Namespace) -> None:
         for some in portions(self.lessons.without_vectors(namespace, self.embedder.id)):
@@ -221,6 +266,33 @@ class Index:
             vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
             pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
             self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
+
+
+def renewed(store: LessonStore, folder: Path, generation: str) -> None:
+    """Empty a store in a folder of ours that was filled before the ledger's present generation."""
+    if outdated(folder, generation):
+        if (clear := getattr(store, "clear", None)) is not None:
+            clear()
+        (folder / GENERATION).write_text(generation)
+
+
+def outdated(folder: Path, generation: str) -> bool:
+    """Whether a store's folder was filled before the ledger's present generation."""
+    note = folder / GENERATION
+    return folder.is_dir() and (note.read_text() if note.is_file() else "") != generation
+
+
+def clear_folder(name: str, folder: Path, generation: str) -> str:
+    """Empty the folder of a store that this process does not use; gives the reason where that cannot be."""
+    try:
+        store = open_store(name, StoreContext(path=folder))
+        try:
+            renewed(store, folder, generation)
+        finally:
+            store.close()
+    except Exception as error:  # noqa: BLE001 - any driver, and a process that holds the folder
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _entries(rows: Sequence[Indexed]) -> list[Entry]:

@@ -102,10 +102,11 @@ class Learner:
         return None if claim is None else self.reflecting.run(claim)
 
     def tidy(self) -> None:
-        """Now and then: interrupted episodes that nobody resumed are over."""
+        """Now and then: interrupted episodes that nobody resumed are over, and what is kept no longer goes."""
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + LOOK_SECONDS
             self.core.parts.ledger.episodes.abandon(time.time() - self.options.resume_within)
+            self.core.housekeeper.now_and_then()
 
     def last_call(self) -> None:
         """The Reflection is being closed: queue what is due because of that."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from reflect_middleware.database import Database
 from reflect_middleware.episodes_table import EpisodeTable
+from reflect_middleware.forget_table import ForgetTable
 from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.reflections_table import ReflectionTable
+from reflect_middleware.retention_table import RetentionTable
 from reflect_middleware.work_table import WorkTable
 
 
@@ -16,13 +18,16 @@ class Ledger:
     Args:
         url: A SQLAlchemy URL.
         fsync: See `Database`.
+        erases: See `Database`.
     """
 
-    def __init__(self, url: str, *, fsync: bool = False) -> None:
-        self.database = Database(url, fsync=fsync)
+    def __init__(self, url: str, *, fsync: bool = False, erases: bool = False) -> None:
+        self.database = Database(url, fsync=fsync, erases=erases)
         self.episodes = EpisodeTable(self.database)
         self.lessons = LessonTable(self.database)
         self.reflections = ReflectionTable(self.database, self.lessons)
+        self.retention = RetentionTable(self.database)
+        self.forget = ForgetTable(self.database, self.lessons)
         self.work = WorkTable(self.database)
         self.health = HealthTable(self.database)
 

@@ -39,10 +39,13 @@ STATE = sa.select(
     .scalar_subquery()
     .label("revision"),
     sa.select(meta.c.value).where(meta.c.key == "paused").scalar_subquery().label("paused"),
+    sa.select(meta.c.value).where(meta.c.key == "generation").scalar_subquery().label("generation"),
 )
 """Asked by every run: built once."""
 
 
+FLOOR = "revision floor"
+"""In `meta`: where the revision of a new namespace begins, so that one that was purged and comes back goes on."""
 STANDING = ("active", "candidate")
 """The statuses of lessons that are in use, or may be."""
 FRESH_SECONDS = 5.0
@@ -56,6 +59,8 @@ class LessonTable:
 
     def __init__(self, database: Database) -> None:
         self.db = database
+        self.generation = ""
+        """As last read: another one says that lessons were erased or restored, and that every index begins anew."""
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
 
@@ -179,6 +184,7 @@ class LessonTable:
         with self.db.read() as connection:
             row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
         found = row.revision or 0, row.paused == "1"
+        self.generation = row.generation or ""
         if mark is not None:
             if len(self._states) >= STATES:
                 self._states.clear()
@@ -200,6 +206,19 @@ class LessonTable:
         with self.db.write() as connection:
             self.db.changing(connection)
             connection.execute(self.db.upsert(meta, key="paused", value="1" if value else "0"))
+
+    def read_generation(self) -> str:
+        """The generation as it is now; empty for the first one."""
+        with self.db.read() as connection:
+            return connection.execute(sa.select(meta.c.value).where(meta.c.key == "generation")).scalar() or ""
+
+    def touch(self, connection: sa.Connection, namespace: Namespace) -> int:
+        """Say, inside a write transaction, that lessons of a namespace change; gives its new revision."""
+        return self._next_revision(connection, namespace)
+
+    def floor(self, connection: sa.Connection) -> int:
+        """The least revision of a new namespace, less one."""
+        return int(connection.execute(sa.select(meta.c.value).where(meta.c.key == FLOOR)).scalar() or 0)
 
     def paused(self) -> bool:
         """Whether everything is paused."""
@@ -251,7 +270,8 @@ class LessonTable:
     def _next_revision(self, connection: sa.Connection, namespace: Namespace) -> int:
         self.db.changing(connection)
         key = to_key(namespace)
-        connection.execute(self.db.insert_new(namespaces).values(namespace=key, revision=0))
+        floor = self.floor(connection)
+        connection.execute(self.db.insert_new(namespaces).values(namespace=key, revision=floor))
         mine = namespaces.c.namespace == key
         connection.execute(namespaces.update().where(mine).values(revision=namespaces.c.revision + 1))
         return int(connection.execute(sa.select(namespaces.c.revision).where(mine)).scalar_one())

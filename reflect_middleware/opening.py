@@ -21,14 +21,14 @@ def file_of(url: str) -> Path | None:
     return Path(file.removeprefix("file:")) if file and file != ":memory:" else None
 
 
-def opened(url: str, shown: str, *, fsync: bool = False) -> tuple[sa.Engine, Identity | None]:
+def opened(url: str, shown: str, *, fsync: bool = False, erases: bool = False) -> tuple[sa.Engine, Identity | None]:
     """An engine on a ledger of the present schema, and which file that is.
 
     Raises:
         LedgerError: If the ledger may not be there, or has another schema that may not be changed here.
         MissingExtraError: If the database's driver is not installed.
     """
-    engine, file = engine_for(url, fsync=fsync), file_of(url)
+    engine, file = engine_for(url, fsync=fsync, erases=erases), file_of(url)
     try:
         if file is None:
             prepare(engine, shown, (lambda _: None) if url.startswith("sqlite") else None)

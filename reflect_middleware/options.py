@@ -15,6 +15,7 @@ from reflect_middleware.cadence import Cadence, cadence
 from reflect_middleware.due import Quota
 from reflect_middleware.errors import ConfigurationError, MissingExtraError
 from reflect_middleware.namespaces import NamespaceRule, rule
+from reflect_middleware.retention import Retention
 from reflect_middleware.retrieve import CountTokens, Limits, estimate_tokens
 from reflect_middleware.types import ReflectionReport
 
@@ -62,6 +63,7 @@ class Options:
     sample: float
     daily_tokens: int | None
     run_overrides: bool
+    retention: Retention | None
 
     @property
     def quota(self) -> Quota:
@@ -101,6 +103,7 @@ def options(**given: Any) -> Options:
         _whole(name, given[name], 1)
     _cost(given["daily_tokens"], given["sample"])
     _model(given["model"])
+    _retention(given["retention"])
     return Options(
         path=path,
         ledger_url=_url(ledger, path),
@@ -141,6 +144,11 @@ def _model(model: Any) -> None:
             raise MissingExtraError(f"The model name {model!r}", "langchain")
         return
     raise ConfigurationError("model", model, "a chat model, a name such as 'openai:gpt-5-mini', or None to only record")
+
+
+def _retention(retention: Any) -> None:
+    if not isinstance(retention, Retention | None):
+        raise ConfigurationError("retention", retention, "Retention(days=…, episodes=…, megabytes=…) or None")
 
 
 def _seconds(name: str, value: Any, *, positive: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -20,7 +21,7 @@ from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.signals import carried
-from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
+from reflect_middleware.types import AuditEntry, Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.runnables import RunnableConfig, RunnableLambda
 
+    from reflect_middleware.backup import RestoreReport
     from reflect_middleware.cadence import Cadence
     from reflect_middleware.doctor import Finding
     from reflect_middleware.middleware import ReflectMiddleware
     from reflect_middleware.reflect import Reflector
+    from reflect_middleware.retention import Retention
     from reflect_middleware.retrieve import CountTokens
 
 G = TypeVar("G")
@@ -102,6 +105,7 @@ class Reflection:
         daily_tokens: Most tokens that reflections on this ledger may use in a day of UTC; those that are under way
             when it is reached may go beyond it. None: no limit.
         run_overrides: False: ignore `configurable["reflect"]` of single runs.
+        retention: How many episodes are kept, and for how long; applied in the background. None: all, for ever.
 
     Raises:
         ConfigurationError: If an argument has a value that is not allowed; the message says what is.
@@ -153,6 +157,7 @@ class Reflection:
         sample: float = 1.0,
         daily_tokens: int | None = None,
         run_overrides: bool = True,
+        retention: Retention | None = None,
     ) -> None:
         given = dict(locals())
         for name in ("self", "__class__"):
@@ -351,6 +356,44 @@ class Reflection:
 
         return examine(self._open())
 
+    def backup(self, file: str | os.PathLike[str] | None = None, *, keep: int | None = None) -> Path:
+        """Copy the SQLite ledger as it is at one moment, while agents run, and check the copy.
+
+        Args:
+            file: A new file; by default one in `backups` below `path`, named by the time in UTC.
+            keep: With the default file: how many of the newest to keep; None for all.
+
+        Raises:
+            ConfigurationError: If the ledger is no file (PostgreSQL has its own tools), or `file` exists.
+            LedgerError: If it cannot be read, or the copy not be written.
+        """
+        from reflect_middleware.backup import backup
+
+        self._core.drain(None)
+        return backup(self._open(), None if file is None else Path(file), keep)
+
+    def restore(self, file: str | os.PathLike[str] | None = None, *, force: bool = False) -> RestoreReport:
+        """Put a backup in the place of a SQLite ledger that is damaged, missing or wrong; the former one is kept.
+
+        Other processes may go on where the former one is sound: they see the restored one at their next run. All
+        stores are built anew from it. What was recorded since the backup is lost; the report says how much.
+
+        Args:
+            file: A backup; by default the newest in `backups` below `path` that is sound.
+            force: Also while another process has a damaged ledger open; restart that process afterwards.
+
+        Raises:
+            ConfigurationError: If the ledger is no file.
+            LedgerError: If there is no sound backup, or another process is in the way.
+        """
+        from reflect_middleware.backup import restore
+
+        return restore(self._open(), None if file is None else Path(file), force=force)
+
+    def audit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
+        """What was purged, dropped by retention and restored, the newest first: when and how much, no content."""
+        return self._open().parts.ledger.forget.audit(limit)
+
     def close(self) -> None:
         """Write what is queued, wait up to `exit_timeout` for running work, release the rest. May be called twice."""
         self._core.close()
@@ -392,6 +435,18 @@ class Reflection:
     async def adoctor(self) -> tuple[Finding, ...]:
         """Async twin of `doctor`."""
         return await self._twin(self.doctor)
+
+    async def abackup(self, file: str | os.PathLike[str] | None = None, *, keep: int | None = None) -> Path:
+        """Async twin of `backup`."""
+        return await self._twin(lambda: self.backup(file, keep=keep))
+
+    async def arestore(self, file: str | os.PathLike[str] | None = None, *, force: bool = False) -> RestoreReport:
+        """Async twin of `restore`."""
+        return await self._twin(lambda: self.restore(file, force=force))
+
+    async def aaudit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
+        """Async twin of `audit`."""
+        return await self._twin(lambda: self.audit(limit))
 
     async def aclose(self) -> None:
         """Async twin of `close`."""

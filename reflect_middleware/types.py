@@ -307,3 +307,12 @@ class Preview(Frozen):
     lessons: tuple[Retrieved, ...] = ()
     reason: str = ""
     """Why nothing would be shown, else empty."""
+
+
+class AuditEntry(Frozen):
+    """One thing that was done to the ledger as a whole: a purge, a retention, a restore."""
+
+    at: datetime
+    action: str
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Counts and kinds; never content."""

@@ -16,6 +16,7 @@ from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, R
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
+    from reflect_middleware.purge import PurgeReport
     from reflect_middleware.store import Vector
 
 P = ParamSpec("P")
@@ -274,7 +275,41 @@ class Episodes(View):
             self._core.parts.learner.poke(space)
         return tuple(found)
 
-    aget, alist, aretry = twin(get), twin(list), twin(retry)
+    def purge(
+        self,
+        ids: str | Sequence[str] | None = None,
+        *,
+        principal: str | None = None,
+        thread_id: str | None = None,
+        before: datetime | None = None,
+        namespace: Namespace | None = None,
+        dry_run: bool = False,
+    ) -> PurgeReport:
+        """Erase episodes for good, with all that came from them, and look whether anything is left.
+
+        Rewards, exposures and the records of reflections go with them, and every lesson that rests on them alone. A
+        lesson with other support loses these sources and is examined again. Backups in the folder are purged alike.
+        It may take minutes: call it outside of requests. Runs in flight are not touched: purge again when they ended.
+
+        Args:
+            ids: Only episodes with these ids.
+            principal: Only episodes that ran on behalf of this one.
+            thread_id: Only this thread's episodes.
+            before: Only episodes that started before this time (with a time zone).
+            namespace: Only episodes of this namespace; of all namespaces by default. Not enough by itself.
+            dry_run: Erase nothing, say what would go.
+
+        Raises:
+            ConfigurationError: If nothing is named, or a value is not allowed.
+            LedgerError: If the ledger fails; the same purge again goes on where this one stopped.
+        """
+        from reflect_middleware.purge import Purge, criteria
+
+        wanted = criteria(ids, principal, thread_id, before, namespace)
+        purge = Purge(self._core, wanted)
+        return purge.preview() if dry_run else purge.run()
+
+    aget, alist, aretry, apurge = twin(get), twin(list), twin(retry), twin(purge)
 
 
 class Reflections(View):

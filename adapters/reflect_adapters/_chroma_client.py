@@ -108,6 +108,18 @@ class Client:
         except NotFoundError:
             return
 
+    def clear(self) -> None:
+        """Delete everything, and every trace of it on disk: what Chroma deletes stays in its files."""
+        with _wrapped(f"emptying Chroma in {str(self.path)!r}"):
+            _stop(self._api, self.path)
+            self._collections.clear()
+            for child in self.path.iterdir():
+                if child.is_dir():
+                    shutil.rmtree(child)
+                elif child.name != LOCK_FILE:
+                    child.unlink()
+            self._api = _open(self.path)
+
     def usable(self) -> bool:
         """False once the folder or the lock is lost."""
         try:

@@ -85,6 +85,11 @@ class ChromaStore(BaseLessonStore):
         with self._client().call(f"dropping the namespace {namespace!r}") as client:
             client.drop(namespace)
 
+    def clear(self) -> None:
+        """Delete every namespace and every trace on disk. Other stores of this process on the folder see it empty."""
+        with SHARED.lock, self._client().call("emptying it") as client:
+            client.clear()
+
     def close(self) -> None:
         """Release the client and the lock, once no other store of this process uses them."""
         with SHARED.lock:

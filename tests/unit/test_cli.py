@@ -142,6 +142,31 @@ def test_doctor_prints_every_check_and_fails_when_one_does(module: str) -> None:
     assert "PROBLEM" in run("doctor", "--app", f"{module}:reflection", code=1).stdout
 
 
+def test_purge_asks_erases_and_leaves_an_entry(home: Path) -> None:
+    [episode] = data("episodes")
+    dry = data("episodes", "purge", "--thread", "t1", "--dry-run")
+    assert (dry["dry_run"], dry["episodes"], len(dry["lessons"])) == (True, 1, 1)
+    assert "Erase 1 episodes and 1 lessons" in run("episodes", "purge", "--thread", "t1", code=1).stdout
+    report = data("episodes", "purge", "--id", episode["id"], "--before", "2100-01-01", "--yes")
+    assert (report["episodes"], report["left"], len(report["lessons"])) == (1, [], 1)
+    assert data("lessons") == data("episodes") == data("reflections") == []
+    [entry] = data("audit")
+    assert (entry["action"], entry["details"]["by"]) == ("purge", ["ids", "before"])
+    assert "purge" in run("audit").stdout
+
+
+def test_backup_and_restore(home: Path) -> None:
+    made = data("backup", "--keep", "1")["file"]
+    data("lessons", "retire", data("lessons")[0]["id"])
+    assert "What came later is lost" in run("restore", code=1).stdout
+    assert data("restore", "--yes")["file"] == made
+    assert data("lessons")[0]["status"] == "active"
+    (home / ".reflect" / "ledger.db").write_bytes(b"nonsense" * 4096)
+    assert "error" in run("lessons", code=1).stderr
+    assert "lost" not in run("restore", made, "--yes").stdout
+    assert data("lessons")[0]["status"] == "active"
+
+
 def test_namespace_is_kept_apart(home: Path) -> None:
     assert data("lessons", "--namespace", "acme, user-7") == []
     assert data("episodes", "--namespace", "acme,user-7") == []
@@ -163,6 +188,10 @@ def test_empty_lists_say_so_on_a_terminal(home: Path) -> None:
         (("lessons", "--app", "no_such_module:x"), "ModuleNotFoundError"),
         (("lessons", "--app", "json:dumps"), "function"),
         (("lessons", "add", "--when", " ", "--do", "x"), "when has 0 characters"),
+        (("episodes", "purge", "--yes"), "principal="),
+        (("episodes", "purge", "--before", "soon", "--yes"), "a time such as"),
+        (("restore", "--yes"), "reflect backup"),
+        (("backup", "ledger.db", "--path", "nowhere"), "ledger.db"),
     ],
 )
 def test_errors_are_one_line_on_stderr(home: Path, arguments: tuple[str, ...], words: str) -> None:
