@@ -210,7 +210,7 @@ class Filling:
         """What is kept beside an episode."""
         chance = self.chance
         output = "out:" + f"{chance.getrandbits(256):064x}"
-        names = [own, *runs, f"lc_run--{runs[0]}-0", f"lc_run--{runs[2]}-0", random_id(chance), output]
+        names = [own, *runs, random_id(chance), output]
         rows["aliases"] += [{"alias": name, "episode_id": own, "at": at} for name in names]
         if chance.random() < 0.3:  # noqa: PLR2004 - a third is judged
             reward = Reward(value=round(chance.random(), 2), source="user", comment=prose(10, chance))

@@ -200,7 +200,7 @@ class Lesson(Frozen):
     shown: int = 0
     """In how many episodes it was in the prompt."""
     shown_reward: float | None = None
-    """Mean reward of those of them that have one. A description, not a proof that it helps."""
+    """Mean reward of the latest 500 of them, of those that have one. A description, not a proof that it helps."""
 
     @property
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import sqlalchemy as sa
 
 from benchmarks.ledgers import Size
 from benchmarks.operations import EVERY, Operation, Subject
-from reflect_middleware.schema import metadata
+from reflect_middleware.episodes_table import STATISTICS
+from reflect_middleware.schema import exposures, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,3 +86,24 @@ def test_no_statement_reads_a_whole_table(ledgers):
     scans = [pair for pair in plans if pair[1].startswith("SCAN ") and pair[1].split()[1] in metadata.tables]
     assert [pair for pair in scans if not pair[1].endswith(WALKS)] == []
     assert [pair for pair in scans if not pair[1].endswith(WALKS[0]) and "LIMIT" not in pair[0]] == []
+
+
+def test_lists_of_any_length_fit_into_statements(ledgers):
+    _, large = ledgers
+    most = sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER
+    sa.event.listen(large.engine, "checkout", lambda connection, *_: connection.setlimit(most, 1_500))
+    found = large.subject.ledger.episodes.find(limit=3_000)
+    assert len({episode.id for episode in found}) == 3_000
+
+
+def test_statistics_count_all_episodes_and_judge_by_the_latest(ledgers):
+    _, large = ledgers
+    lesson = large.subject.known[large.subject.namespace][0]
+    shown = sa.select(exposures.c.episode_id).where(exposures.c.lesson_id == lesson, exposures.c.shown)
+    with large.engine.connect() as connection:
+        ids = sorted(connection.execute(shown).scalars(), reverse=True)
+    assert len(ids) > 2 * STATISTICS
+    judged = [given for e in large.subject.ledger.episodes.many(ids[:STATISTICS]) if (given := e.reward) is not None]
+    ((count, mean),) = large.subject.ledger.episodes.lesson_statistics([lesson]).values()
+    assert count == len(ids)
+    assert mean == pytest.approx(sum(judged) / len(judged))
