@@ -20,9 +20,8 @@ from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
-from reflect_middleware.signals import carried
 from reflect_middleware.types import AuditEntry, Namespace, Preview, ReflectionReport, Reward
-from reflect_middleware.views import Episodes, Lessons, Reflections
+from reflect_middleware.views import Episodes, Lessons, Reflections, twin
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
@@ -400,53 +399,9 @@ class Reflection:
 
     # Async twins.
 
-    async def areward(self, target: Any = None, value: float | Reward | None = None, **kwargs: Any) -> None:
-        """Async twin of `reward`."""
-        await self._twin(lambda: self.reward(target, value, **kwargs))
-
-    async def afeedback(self, target: Any = None, **kwargs: Any) -> None:
-        """Async twin of `feedback`."""
-        await self._twin(lambda: self.feedback(target, **kwargs))
-
-    async def areflect(self, *, namespace: Namespace | None = None) -> ReflectionReport:
-        """Async twin of `reflect`."""
-        return await self._twin(lambda: self.reflect(namespace=namespace))
-
-    async def awork(self, **kwargs: Any) -> tuple[ReflectionReport, ...]:
-        """Async twin of `work`."""
-        return await self._twin(lambda: self.work(**kwargs))
-
-    async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the sync one's argument
-        """Async twin of `flush`."""
-        return await self._twin(lambda: self.flush(timeout))
-
-    async def apreview(self, graph_input: Any, config: RunnableConfig | None = None, *, context: Any = None) -> Preview:
-        """Async twin of `preview`."""
-        return await self._twin(lambda: self.preview(graph_input, config, context=context))
-
-    async def apause(self) -> None:
-        """Async twin of `pause`."""
-        await self._twin(self.pause)
-
-    async def aresume(self) -> None:
-        """Async twin of `resume`."""
-        await self._twin(self.resume)
-
-    async def adoctor(self) -> tuple[Finding, ...]:
-        """Async twin of `doctor`."""
-        return await self._twin(self.doctor)
-
-    async def abackup(self, file: str | os.PathLike[str] | None = None, *, keep: int | None = None) -> Path:
-        """Async twin of `backup`."""
-        return await self._twin(lambda: self.backup(file, keep=keep))
-
-    async def arestore(self, file: str | os.PathLike[str] | None = None, *, force: bool = False) -> RestoreReport:
-        """Async twin of `restore`."""
-        return await self._twin(lambda: self.restore(file, force=force))
-
-    async def aaudit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
-        """Async twin of `audit`."""
-        return await self._twin(lambda: self.audit(limit))
+    areward, afeedback, areflect, awork, aflush = twin(reward), twin(feedback), twin(reflect), twin(work), twin(flush)
+    apreview, apause, aresume, adoctor = twin(preview), twin(pause), twin(resume), twin(doctor)
+    abackup, arestore, aaudit = twin(backup), twin(restore), twin(audit)
 
     async def aclose(self) -> None:
         """Async twin of `close`."""
@@ -496,6 +451,3 @@ class Reflection:
     def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
         if not off():
             give(self._open(), target, thread_id, namespace, given)
-
-    async def _twin(self, work: Callable[[], R]) -> R:
-        return await awaited(self._core.calls.submit(carried(work)))

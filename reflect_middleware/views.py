@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from reflect_middleware import telemetry
 from reflect_middleware.desk import Change
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", bound="View")
+S = TypeVar("S", bound="HasCore")
 WHEN_CHARS, DO_CHARS, BECAUSE_CHARS = 200, 400, 600
 STATUSES = ("candidate", "active", "retired")
+
+
+class HasCore(Protocol):
+    """Whatever has the inner side of a Reflection."""
+
+    _core: Core
 
 
 class View:
