@@ -29,6 +29,7 @@ SHORT = 300
 
 REMEDIES: Mapping[str, str] = {
     "begin": "the run went on unseen: check namespace= and the run's config",
+    "checkpoint": "SQLite's log grows meanwhile: see the check `ledger` and its free disk",
     "close": "a process ended before its work was done: see its debug log",
     "decision": "check the callable given as decision=",
     "embed": "lessons without a vector are embedded once the embedder works: check its key, network and name",
@@ -41,6 +42,7 @@ REMEDIES: Mapping[str, str] = {
     "on_reflection": "check the callable given as on_reflection=",
     "record": "records wait in memory until the ledger takes them: see the check `ledger`, and redact=",
     "reflect": "the batch went back and is tried again: see `reflect reflections list`",
+    "retention": "more is kept than retention= says: see the check `ledger`",
     "retrieve": "these runs went on without lessons: see the checks `ledger`, `embedder` and `store`",
     "retrieve.resting": "retrieval rests for 30 s after failures in a row: see the check `failures: retrieve`",
     "retrieve.timeout": "a slow embedder or ledger: raise retrieve_timeout=, or use a local embedder",

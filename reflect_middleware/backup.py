@@ -50,7 +50,7 @@ def backup(core: Core, file: Path | None, keep: int | None) -> Path:
         raise ConfigurationError("The backup's file", str(target), "a file that does not exist yet")
     table.copy(live, target)
     if keep is not None and file is None:
-        for old in _backups(folder)[keep:]:
+        for old in backups(folder)[keep:]:
             old.unlink()
     return target
 
@@ -83,7 +83,7 @@ def restore(core: Core, file: Path | None, *, force: bool) -> RestoreReport:
 
 def newest(path: Path) -> Path | None:
     """The newest backup below a Reflection's path that can be used; None if there is none."""
-    return next((file for file in _backups(path / FOLDER) if not table.unsound(file)), None)
+    return next((file for file in backups(path / FOLDER) if not table.unsound(file)), None)
 
 
 def _chosen(folder: Path, file: Path | None) -> tuple[Path, tuple[str, ...]]:
@@ -96,7 +96,7 @@ def _chosen(folder: Path, file: Path | None) -> tuple[Path, tuple[str, ...]]:
             )
         return file, ()
     passed_over: list[str] = []
-    for candidate in _backups(folder):
+    for candidate in backups(folder):
         if not (wrong := table.unsound(candidate)):
             return candidate, tuple(passed_over)
         passed_over.append(f"{candidate}: {wrong}")
@@ -147,7 +147,7 @@ def _live(core: Core, what: str) -> Path:
     return file
 
 
-def _backups(folder: Path) -> list[Path]:
+def backups(folder: Path) -> list[Path]:
     """The newest first: their names hold the time."""
     return sorted(folder.glob("ledger-*.db"), reverse=True)
 

@@ -146,8 +146,16 @@ def _rewards(core: Core) -> Iterable[Finding]:
 
 
 def _tokens(core: Core) -> Iterable[Finding]:
-    budget = getattr(core.options, "daily_tokens", None)
-    yield advice.tokens(_health(core).spent(datetime.now(UTC).date().isoformat()), budget)
+    yield advice.tokens(_health(core).spent(datetime.now(UTC).date().isoformat()), core.options.daily_tokens)
+
+
+def _backup(core: Core) -> Iterable[Finding]:
+    from reflect_middleware.backup import FOLDER, backups
+
+    if core.parts.ledger.database.file is not None:
+        kept = backups(core.options.path / FOLDER)
+        newest = _since(kept[0].stat().st_mtime) if kept else None
+        yield advice.backup(newest, kept=len(kept), episodes=_health(core).episodes().total)
 
 
 def _failures(core: Core) -> Iterable[Finding]:
@@ -174,6 +182,7 @@ IN_THE_LEDGER: tuple[tuple[str, Check], ...] = (
     ("lessons", _lessons),
     ("prompt", _prompt),
     ("rewards", _rewards),
+    ("backup", _backup),
     ("failures", _failures),
 )
 """What the ledger knows of all processes."""
