@@ -29,6 +29,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from reflect_middleware import Reflection
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a job in the background ignores it
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 home = Path(os.environ["REFLECT_HOME"])
 
