@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from reflect_middleware.forks import gate
 from reflect_middleware.types import Edit, EditOp
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def _decode_first(text: str) -> Any:
 
 def _repair(text: str) -> Any:
     """JSON with its flaws mended. Imported late: only a flawed answer needs it."""
-    import json_repair
+    with gate.passing():
+        import json_repair
 
     try:
         return json_repair.loads(text)

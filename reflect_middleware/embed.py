@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from reflect_middleware.errors import EmbedderError, ReflectError
+from reflect_middleware.forks import gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,7 +97,7 @@ class Embedder:
     def _model(self) -> Embeddings:
         self._check_process()
         if self._embeddings is None:
-            with self._building:
+            with gate.passing(), self._building:
                 if self._embeddings is None:
                     self._embeddings = _guarded("build", self._build)
         return self._embeddings

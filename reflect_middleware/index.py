@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from reflect_middleware.database import portions
 from reflect_middleware.errors import EmbedderError, StoreError, StoreLockedError
 from reflect_middleware.exact import ExactStore
+from reflect_middleware.forks import gate
 from reflect_middleware.lanes import Lane
 from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
 from reflect_middleware.registry import open_store
@@ -227,7 +228,8 @@ class Index:
 
     def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
         if self._store is None:
-            self._store = opener(self._context)
+            with gate.passing():
+                self._store = opener(self._context)
         renewed(self._store, self._context.path, self.lessons.read_generation())
         return self._store
 

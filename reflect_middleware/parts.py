@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reflect_middleware.counters import words
+from reflect_middleware.forks import gate
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
@@ -46,6 +47,8 @@ class Parts:
         """The SQL database that is the truth."""
 
         def make() -> Ledger:
+            # The others are what threads of ours will import: here a fork waits for it.
+            from reflect_middleware import learn, recording, replay, spool  # noqa: F401
             from reflect_middleware.ledger import Ledger
 
             made = Ledger(self.core.options.ledger_url, fsync=self.core.options.durability == "fsync")
@@ -109,7 +112,7 @@ class Parts:
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._made:
-            with self._lock:
+            with gate.passing(), self._lock:
                 if name not in self._made:
                     self._made[name] = make()
         return cast("T", self._made[name])

@@ -16,6 +16,7 @@ from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
 from reflect_middleware.due import blameless
 from reflect_middleware.errors import ConfigurationError, LessonStateError, ReflectError, ReflectorError
+from reflect_middleware.forks import gate
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
@@ -106,9 +107,10 @@ class Reflecting:
         model = self.options.model
         try:
             if isinstance(model, str):
-                from langchain.chat_models import init_chat_model
+                with gate.passing():
+                    from langchain.chat_models import init_chat_model
 
-                return init_chat_model(model)
+                    return init_chat_model(model)
             return cast("BaseChatModel", model() if not hasattr(model, "invoke") else model)
         except Exception as error:  # a missing package or key, an unknown name: it says nothing about the episodes
             problem = f"Building it failed: {type(error).__name__}: {error}"

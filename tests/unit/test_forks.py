@@ -52,3 +52,31 @@ def test_neither_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     gate.renew()
     with gate.passing():
         pass
+
+
+def test_a_statement_within_another_does_not_wait_for_the_fork_that_waits_for_it() -> None:
+    gate, entered, forking = Gate(), threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def statement() -> None:
+        with gate.passing():
+            entered.set()
+            assert forking.wait(10)
+            with gate._changed:
+                pass  # the fork is waiting by now: it let go of the lock
+            with gate.passing():
+                seen.append("inner")
+
+    def fork() -> None:
+        with gate._changed:
+            forking.set()
+            gate.close()
+        seen.append("fork")
+
+    gate._changed = threading.Condition(threading.RLock())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(statement)
+        assert entered.wait(10)
+        pool.submit(fork).result(10)
+        first.result(10)
+    assert seen == ["inner", "fork"]
