@@ -98,7 +98,9 @@ class Learner:
         standing = ledger.work.standing(namespace, self.options.cadence, whatever=closing, closing=closing)
         if not is_due(standing, self.options.cadence):
             return None
-        claim = self._claimed(namespace, whatever=closing, quota=quota)
+        # Fewer than were seen: another process was faster, and what is left may not be due.
+        least = min(standing.backlog.ready, self.options.cadence.batch)
+        claim = self._claimed(namespace, least, whatever=closing, quota=quota)
         return None if claim is None else self.reflecting.run(claim)
 
     def tidy(self) -> None:
@@ -224,7 +226,7 @@ class Learner:
             waits = self.core.parts.ledger.work.standing(namespace, self.options.cadence, whatever=True).backlog.ready
             return ReflectionReport(namespace=namespace, error=str(no_model()) if waits else "")
         try:
-            while (claim := self._claimed(namespace, whatever=True)) is not None:
+            while (claim := self._claimed(namespace, 1, whatever=True)) is not None:
                 reports.append(self.reflecting.run(claim))
                 if reports[-1].error:
                     break
@@ -236,11 +238,11 @@ class Learner:
     def _standing(self, namespace: Namespace) -> Standing:
         return self.core.parts.ledger.work.standing(namespace, self.options.cadence)
 
-    def _claimed(self, namespace: Namespace, *, whatever: bool, quota: Quota | None = None) -> Claim | None:
+    def _claimed(self, namespace: Namespace, least: int, *, whatever: bool, quota: Quota | None = None) -> Claim | None:
         return self.core.parts.ledger.reflections.claim(
             namespace,
             self.owner,
-            at_least=1,
+            at_least=least,
             at_most=self.options.cadence.batch,
             lease=self.options.lease,
             whatever=whatever,
