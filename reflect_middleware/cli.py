@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import reflect_middleware
+from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -50,6 +51,7 @@ app = typer.Typer(help="See and change what your agents learned from their runs.
 lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
+app.command()(migrate)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")

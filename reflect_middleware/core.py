@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import time
@@ -16,11 +17,13 @@ from langgraph.types import Command
 
 from reflect_middleware.boundary import session_here
 from reflect_middleware.counters import REFUSED, Count, Counters, words
+from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane
 from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
+from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
 from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
@@ -45,7 +48,8 @@ class Core:
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
         self._warned: set[str] = set()
         _alive.add(self)
-        lanes = (self.finder.lane, self.calls, self.keeper.judge, self.keeper.writer, self.counters.lane)
+        keeper = self.keeper
+        lanes = (self.finder.lane, self.calls, keeper.judge, keeper.outage.lane, keeper.writer, self.counters.lane)
         weakref.finalize(self, _stop, lanes).atexit = False  # at exit `_close_all` waits for what is queued
 
     def begin(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Session | None:
@@ -104,7 +108,7 @@ class Core:
         end = None if timeout is None else time.monotonic() + timeout
         left: Callable[[], float | None] = lambda: None if end is None else max(0.0, end - time.monotonic())  # noqa: E731
         done = all(lane.wait_idle(left()) for lane in self._lanes())
-        return self.counters.settle(left()) and done
+        return done and self.counters.settle(left())  # with a ledger that hangs it would take for ever
 
     def close(self) -> None:
         """Write what is queued, give running work `exit_timeout`, release the rest."""
@@ -112,19 +116,29 @@ class Core:
             return
         self.closed = True
         self.drain(self.options.exit_timeout)
-        self.parts.close()
+        self.keeper.outage.close()
+        self._close_parts()
         self.counters.close()
         for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer):
             lane.stop()
+
+    def _close_parts(self) -> None:
+        """Close what is open; a ledger that hangs is not waited for longer than `exit_timeout`."""
+        if self.keeper.outage.up:
+            self.parts.close()
+            return
+        with contextlib.suppress(TimeoutError):
+            Lane("close").submit(self.parts.close).result(self.options.exit_timeout)
 
     def renew(self) -> None:
         """Start afresh in a forked child."""
         for part in (self.parts, self.finder, self.keeper, self.counters):
             part.renew()
 
-    def _lanes(self) -> list[Lane]:
+    def _lanes(self) -> list[Lane | Outage]:
         """In the order in which work moves on; the writer again at the end, for what failed on the way."""
-        keeper, lanes = self.keeper, [self.keeper.writer, self.keeper.judge, self.keeper.writer]
+        keeper = self.keeper
+        lanes: list[Lane | Outage] = [keeper.writer, keeper.judge, keeper.writer, keeper.outage]
         if self.parts.opened("learner"):
             lanes.append(self.parts.learner.lane)
         if self.parts.opened("index"):
@@ -178,6 +192,8 @@ class Core:
         return task_text(graph_input)
 
     def _write_counts(self, counts: Mapping[str, Count]) -> None:
+        if not self.keeper.outage.up:
+            raise LedgerUnavailableError("The ledger is away; what was counted is kept until it is back.")
         self.parts.ledger.health.add({n: replace(x, last=x.last and self._redacted(x.last)) for n, x in counts.items()})
 
     def _redacted(self, text: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
-from reflect_middleware.errors import LedgerError, MissingExtraError
+from reflect_middleware.connecting import explained, probe
+from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
-from reflect_middleware.schema import SCHEMA_VERSION, meta, metadata
+from reflect_middleware.hung import Connections
+from reflect_middleware.opening import file_of, migrated, opened
+from reflect_middleware.places import identity
+from reflect_middleware.watchdog import fence
 
+logger = logging.getLogger(__name__)
 TICKET = "reflect_ticket"
 _inherited: list[Any] = []
 """What came with a fork: kept, so that no garbage collection closes it."""
@@ -51,9 +57,15 @@ class Database:
         self._closed = False
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
+        self._connections: Connections | None = None
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
         self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
+        self._known: tuple[int, int] | None = None
+        self.file = file_of(url)
+        """SQLite's file; None for a ledger without one."""
+        self.on_replaced: Callable[[LedgerError], None] = lambda error: logger.warning("reflect: %s", error)
+        """Told that the file was deleted or replaced and another one opened: what was read before may be wrong."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -76,13 +88,17 @@ class Database:
         """One transaction: all of it is committed at the end of the block, or nothing."""
         ticket = 0
         try:
-            with gate.passing(), self._guarded(), self._open().begin() as connection:
-                if self.is_sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                finally:
-                    ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
+            with gate.passing(), self._guarded():
+                with self._open().begin() as connection:
+                    if self.is_sqlite:
+                        connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    try:
+                        yield connection
+                        if (check := fence.get()) is not None:
+                            check()
+                    finally:
+                        ticket = connection.info.pop(TICKET, 0) if self.is_sqlite else 0
+                self._still_in_place()
         finally:
             if ticket:
                 self._changes.end(ticket)
@@ -115,11 +131,14 @@ class Database:
                     if rows:
                         driver.executemany(self._text(statement, rows[0]), rows)
                 found = driver.execute(self._text(unless), given).fetchone()
+                if (check := fence.get()) is not None:
+                    check()
                 driver.execute("COMMIT" if found is None else "ROLLBACK")
             except BaseException:
                 pooled.close()  # back to the pool, which rolls back
                 raise
             self._keep(engine, pooled)
+            self._still_in_place()
         return found is None
 
     def mark(self) -> int | None:
@@ -184,6 +203,28 @@ class Database:
             index_elements=keys, set_={k: statement.excluded[k] for k in columns if k not in keys}
         )
 
+    def probe(self) -> None:
+        """Ask the database something, a server on a connection of its own.
+
+        Raises:
+            LedgerError: If it does not answer within seconds.
+        """
+        with self._guarded():
+            if not self.is_sqlite:
+                probe(self.url)
+                return
+        with self.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def migrate(self) -> tuple[int | None, int]:
+        """Bring the ledger's schema to the present. Gives its version before (None: it was new) and now.
+
+        Raises:
+            LedgerError: If that is not possible; nothing is changed then.
+        """
+        with gate.passing(), self._guarded():
+            return migrated(self.url, self.url_shown)
+
     def close(self) -> None:
         """Close this process's connections for good."""
         with self._lock:
@@ -193,6 +234,11 @@ class Database:
         if engine is not None and self._pid == os.getpid():
             self._release()
             engine.dispose()
+
+    def renew_connections(self, seconds: float) -> None:
+        """After a server was away: open new connections, and end old ones that have been in use for so long."""
+        if self._connections is not None and (number := self._connections.renew(seconds)):
+            logger.info("reflect: %d connections to the ledger were ended, nothing came on them any more", number)
 
     def _text(self, statement: Any, row: Mapping[str, Any] | None = None) -> str:
         if (text := self._texts.get(statement)) is None:
@@ -223,61 +269,70 @@ class Database:
                 self._appending.pop()[1].close()
 
     def _open(self) -> sa.Engine:
-        if self._engine is not None and self._pid == os.getpid():
-            return self._engine
+        engine = self._engine
+        if engine is not None and self._pid == os.getpid() and self._in_place():
+            return engine
+        self._refuse_if_closed()
+        made, known = opened(self.url, self.url_shown, fsync=self.fsync)  # without the lock: it may take seconds
         with self._lock:
-            if self._closed:
-                raise LedgerError("The ledger is closed: this Reflection was closed. Build a new one.")
-            if self._engine is None or self._pid != os.getpid():
-                if self._engine is not None:
-                    # Inherited by fork: its connections belong to the parent.
-                    self._engine.dispose(close=False)
-                    _inherited.append(self._appending)
-                    self._appending = []
-                engine = self._make()
-                metadata.create_all(engine)
-                self._changes = Changes(self._beside("-lessons"))
-                self._engine, self._pid = engine, os.getpid()
-        with self.write() as connection:
-            connection.execute(self.insert_new(meta).values(key="schema", value=str(SCHEMA_VERSION)))
-            if self.mark() is None:  # a process has died in the middle of a change, or this is the first one
+            self._refuse_if_closed(made)
+            if self._engine is not engine and self._engine is not None and self._pid == os.getpid():
+                made.dispose()  # another thread was faster
+                return self._engine
+            replaced = engine is not None and self._pid == os.getpid()
+            self._let_go()
+            self._changes = Changes(self._beside("-lessons"))
+            self._engine, self._pid, self._known = made, os.getpid(), known
+            self._connections = None if self.is_sqlite else Connections(made)
+        if self.is_sqlite and (replaced or self.mark() is None):
+            with self.write() as connection:  # whatever others have read before, it has changed
                 self.changing(connection)
-        return self._engine
+        if replaced:
+            self.on_replaced(
+                LedgerUnavailableError(
+                    f"{self._gone()}, which goes on with the one that is there now."
+                    " `reflect restore` brings back the newest backup."
+                )
+            )
+        return made
+
+    def _refuse_if_closed(self, made: sa.Engine | None = None) -> None:
+        if self._closed:
+            if made is not None:
+                made.dispose()
+            raise LedgerError("The ledger is closed: this Reflection was closed. Build a new one.")
+
+    def _let_go(self) -> None:
+        """Leave the former engine: a parent's connections are not ours to close, those to a file that is gone are."""
+        if self._engine is not None and self._pid != os.getpid():
+            self._engine.dispose(close=False)
+            _inherited.append(self._appending)
+            self._appending = []
+        elif self._engine is not None:
+            self._release()
+            self._engine.dispose()
+
+    def _in_place(self) -> bool:
+        """Whether the file that was opened is still the one of that name."""
+        return self.file is None or identity(self.file) == (self._known or "unknown")
+
+    def _still_in_place(self) -> None:
+        """After a commit: what went into a file that is gone is not kept, and must not be acknowledged."""
+        if not self._in_place():
+            raise LedgerUnavailableError(f"{self._gone()} while something was written to it. Repeat that.")
+
+    def _gone(self) -> str:
+        return f"The ledger's file {str(self.file)!r} was deleted or replaced under this process"
 
     def _beside(self, ending: str) -> Path | None:
         """A file of ours next to SQLite's; None for a ledger without a file."""
-        file = sa.make_url(self.url).database if self.is_sqlite else None
-        return Path(file + ending) if file and file != ":memory:" else None
-
-    def _make(self) -> sa.Engine:
-        if not self.is_sqlite:
-            try:
-                return sa.create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
-            except ImportError as error:
-                raise MissingExtraError(f"The ledger {self.url.split('@')[-1]!r}", "postgres") from error
-        file = sa.make_url(self.url).database
-        if file:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        options = {"timeout": 30.0, "check_same_thread": False}
-        engine = sa.create_engine(self.url, connect_args=options, paramstyle="named", hide_parameters=True)
-        sa.event.listen(engine, "connect", self._on_connect)
-        return engine
-
-    def _on_connect(self, connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves; a read takes no lock
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout=30000")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={'FULL' if self.fsync else 'NORMAL'}")
-        cursor.close()
+        return None if self.file is None else Path(f"{self.file}{ending}")
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-            what = getattr(error, "orig", None) or error
-            raise LedgerError(
-                f"The ledger at {self.url_shown} cannot be used: {what}. Check that it exists, is writable and is not"
-                " full; `reflect doctor` tells more."
-            ) from error
+            if isinstance(error, LedgerError):
+                raise
+            raise explained(error, self.url) from error

@@ -64,8 +64,11 @@ class EpisodeTable:
         self._name = database.insert_new(aliases)
         self._expose = database.insert_new(exposures)
 
-    def put(self, record: Record) -> None:
-        """Store a run; the second record of a resumed run replaces the interrupted first one."""
+    def put(self, record: Record, *, again: bool = False) -> None:
+        """Store a run; the second record of a resumed run replaces the interrupted first one.
+
+        With `again` it may have been stored before, and what came after it, too: that stays as it is.
+        """
         episode = record.episode
         body = episode.model_dump_json(exclude=ELSEWHERE)
         row = {
@@ -88,9 +91,12 @@ class EpisodeTable:
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
-        if not record.rewards and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
+        quick = not again and not record.rewards
+        if quick and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
             return
         with self.db.write() as connection:
+            if again and self._held(connection, episode):
+                return
             self.db.take_turn(connection, NAMED, shared=True)
             for statement, rows in inserts:
                 self.db.insert(connection, statement, *rows)
@@ -101,20 +107,23 @@ class EpisodeTable:
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
 
-    def reward(self, episode_id: str, reward: Reward) -> None:
-        """Add a reward; the same source and key replaces the former one, which stays in the history."""
-        with self.db.write() as connection:
-            add(connection, episode_id, reward)
+    def reward(self, episode_id: str, reward: Reward, *, given_at: float | None = None) -> None:
+        """Add a reward; the same source and key replaces the former one, which stays in the history.
 
-    def reward_later(self, name: str, reward: Reward) -> list[str]:
+        With `given_at` (epoch seconds) it was given then, and may have been added before.
+        """
+        with self.db.write() as connection:
+            add(connection, episode_id, reward, given_at)
+
+    def reward_later(self, name: str, reward: Reward, *, given_at: float | None = None) -> list[str]:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
             self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
             found = self._resolve(connection, name)
             for episode_id in found:
-                add(connection, episode_id, reward)
+                add(connection, episode_id, reward, given_at)
             if not found:
-                add_later(connection, _known_as(name), reward)
+                add_later(connection, _known_as(name), reward, given_at)
         return found
 
     def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
@@ -174,13 +183,16 @@ class EpisodeTable:
         with self.db.read() as connection:
             return tuple(self._newest(connection, *where, limit=limit))
 
-    def latest(self, thread_id: str, namespace: Namespace | None = None) -> str | None:
-        """The id of a thread's latest episode."""
+    def latest(self, thread_id: str, namespace: Namespace | None = None, before: float | None = None) -> str | None:
+        """The id of a thread's latest episode, or of the latest one that had begun at a time (epoch seconds)."""
         query = sa.select(table.c.id).where(table.c.thread_id == thread_id)
         if namespace is not None:
             query = query.where(table.c.namespace == to_key(namespace))
+        if before is not None:
+            query = query.where(table.c.started_at <= before)
         with self.db.read() as connection:
-            return connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
+            found: str | None = connection.execute(query.order_by(table.c.started_at.desc()).limit(1)).scalar()
+        return found
 
     def interrupted(self, agent: str, thread_id: str, checkpoint_ns: str) -> Episode | None:
         """The open episode that a resume of this thread goes on with."""
@@ -256,6 +268,14 @@ class EpisodeTable:
                 exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
             rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
         return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
+
+    def _held(self, connection: sa.Connection, episode: Episode) -> bool:
+        """Whether this state of an episode, or a later one, is stored. If not, nobody else stores it before us."""
+        ours = {"id": episode.id, "started_at": episode.started_at.timestamp(), "body": ""}
+        connection.execute(self.db.insert_new(table).values(**ours))
+        query = sa.select(table.c.body).where(table.c.id == episode.id).with_for_update()
+        body: str = connection.execute(query).scalar_one()
+        return bool(body) and set(episode.run_ids) <= set(json.loads(body).get("run_ids", ()))
 
     def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""

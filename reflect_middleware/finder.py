@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.counters import LATE, RESTING
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.retrieve import Choice, choose
 from reflect_middleware.session import Plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from reflect_middleware.store import Vector
 
 WARM_UP_SECONDS = 15.0
-"""How long the first run that has lessons to find waits for the embedder to load."""
+"""How long the first run waits for the ledger to open, and the first with lessons to find for the embedder to load."""
 BREAKER_FAILURES = 3
 """After so many failures in a row retrieval rests."""
 BREAKER_SECONDS = 30.0
@@ -58,14 +59,19 @@ class Finder:
         """
         if not plan.use_lessons and plan.resume is None:
             return
-        if time.monotonic() < self._rest_until:
+        if self._resting():
             self.core.counters.add(RESTING)
             return
         if self.nothing_to_find(plan):
             return
-        if plan.use_lessons and not self.core.parts.opened("embedder"):
-            yield lambda: self.lane.submit(inside(lambda: self._warm_up(plan.namespace))), WARM_UP_SECONDS
-        yield lambda: self.lane.submit(inside(lambda: self.find(plan))), self.core.options.retrieve_timeout
+        parts, deadline = self.core.parts, self.core.options.retrieve_timeout
+        if plan.use_lessons and not parts.opened("embedder"):
+            found: list[int] = []
+            look = inside(lambda: found.append(parts.ledger.lessons.state(plan.namespace)[0]))
+            yield lambda: self.lane.submit(look), deadline if parts.opened("ledger") else WARM_UP_SECONDS
+            if found[0]:
+                yield lambda: self.lane.submit(inside(self._warm_up)), WARM_UP_SECONDS
+        yield lambda: self.lane.submit(inside(lambda: self.find(plan))), deadline
 
     def at_once(self, plan: Plan) -> tuple[Choice, str] | None:
         """As `find`, on the caller's own thread; None if that might wait for an embedder, a server or a lock.
@@ -73,7 +79,7 @@ class Finder:
         A run in sync code whose ledger is a local file saves two changes of threads.
         """
         parts, options = self.core.parts, self.core.options
-        if not plan.use_lessons or plan.resume is not None or time.monotonic() < self._rest_until:
+        if not plan.use_lessons or plan.resume is not None or self._resting():
             return None
         if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
             return None
@@ -112,13 +118,19 @@ class Finder:
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._rest_until = time.monotonic() + BREAKER_SECONDS
+        outage = self.core.keeper.outage
         if isinstance(error, TimeoutError):
             self.core.counters.add(LATE, f"not within retrieve_timeout={self.core.options.retrieve_timeout} s")
+            outage.doubt()
+        elif isinstance(error, LedgerError) and error.temporary:
+            outage.lost(error)
         self.core.failed("retrieve", error)
 
-    def _warm_up(self, namespace: Namespace) -> None:
-        if self.core.parts.ledger.lessons.state(namespace)[0]:
-            _ = self.core.parts.embedder.id
+    def _resting(self) -> bool:
+        return time.monotonic() < self._rest_until or self.core.keeper.outage.unreachable
+
+    def _warm_up(self) -> None:
+        _ = self.core.parts.embedder.id
 
     def _choose(self, plan: Plan, vector: Vector, revision: int) -> Choice:
         parts, options = self.core.parts, self.core.options

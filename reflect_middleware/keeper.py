@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
-from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
+from reflect_middleware.outage import Outage
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
 from reflect_middleware.telemetry import evaluated, remember
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
+from reflect_middleware.watchdog import OvertakenError
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
     from reflect_middleware.episodes_table import Record
+    from reflect_middleware.spool import Item, Run
 
-UNSAVED = 1_000
-"""Most records kept in memory while the ledger cannot be written."""
+T = TypeVar("T")
 RESULTS = 64
 """Of how many latest runs the result object itself is known."""
 ATTEMPTS = 1_000
@@ -37,16 +38,23 @@ class Keeper:
         self.core = core
         self.writer = Lane("writer")
         self.judge = Lane("rewards")
+        self.outage = Outage(core, self.writer)
+        self.outage.drained = self._drained
         self.timeout: float | None = None if core.options.run == "inline" else 2.0
         """Seconds a run waits at most for its commit; None (`run="inline"`): for all that follows from it, too."""
         self.overdue: Future[Any] | None = None
         """A commit that a run has stopped waiting for; until it is done no other run waits."""
-        self.renew()
+        self._start()
 
     def renew(self) -> None:
         """Start afresh, in a new process."""
+        self.outage.renew()
+        self._start()
+
+    def _start(self) -> None:
         self._lock = threading.RLock()  # a garbage collection inside the lock may end an abandoned run
-        self._unsaved: deque[Record] = deque(maxlen=UNSAVED)
+        self._unasked: OrderedDict[str, tuple[Callable[..., Any], float]] = OrderedDict()
+        """Of runs that wait in the spool as the rest of an episode: their reward callable, and when they ended."""
         self._results: OrderedDict[int, tuple[Any, str]] = OrderedDict()
         self._failed: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
 
@@ -88,37 +96,112 @@ class Keeper:
             return reward
         return reward.model_copy(update={"comment": clean(reward.comment), "correction": clean(reward.correction)})
 
-    def _write(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> str:
+    def do(self, direct: Callable[[], T], aside: Callable[[], Item], instead: T) -> T:
+        """Work with the ledger behind all that is queued, and wait for it; while it is away something waits instead.
+
+        Args:
+            direct: Does the work.
+            aside: What waits in the spool if the ledger cannot be used.
+            instead: The result then.
+
+        Raises:
+            LedgerError: If the ledger cannot be used, and waiting would not help.
+        """
+
+        def later() -> T:
+            self.outage.add(aside())
+            return instead
+
+        if self.writer.here:  # from a user's callable
+            return self.outage.run(direct, later)
+        return self.writer.submit(lambda: self.outage.run(direct, later)).result()
+
+    def _write(
+        self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime
+    ) -> Episode | None:
+        fresh = session.plan.resume is None and not session.resumed_id
         try:
-            record = self._record(session, status, error, ended)
-            self._unsaved.append(record)
-            self._save()
+            return self.outage.run(
+                lambda: self._save(session, status, error, ended),
+                lambda: self._put_aside(session, status, error, ended),
+                fresh=fresh,
+                always=True,
+            )
+        except OvertakenError:
+            raise
         except Exception as failure:  # noqa: BLE001 - nobody waits for a record at `durability="queue"`
             self.core.failed("record", failure)
-            return ""
+            return None
+
+    def _save(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> Episode:
+        record = self._record(session, status, error, ended)
+        self.core.parts.ledger.episodes.put(record)
         for reward in record.rewards:
             evaluated(record.episode.id, reward)
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
-        return record.episode.id
+        return record.episode
+
+    def _put_aside(
+        self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime
+    ) -> Episode:
+        """Let a run wait in the spool; if it goes on with an earlier one, it is put together with that later."""
+        from reflect_middleware import spool
+        from reflect_middleware.recording import cleaned, cleaner
+        from reflect_middleware.render import plain
+
+        plan, earlier, session.resumed_id = session.plan, session.resumed_id, ""
+        given = plan.resume if plan.resume and plan.resume[0] is not None else ()
+        run = spool.Run(
+            record=self._rendered(session, status, error, ended, None),
+            earlier=earlier,
+            resumed=plan.resume is not None and bool(plan.thread_id),
+            answered=bool(given),
+            answer=cleaned(plain(given[0]), cleaner(self.core.options.redact)) if given else None,
+        )
+        self.outage.add(run)
+        episode, fn = run.record.episode, self._reward_of(session)
+        if not run.part and self.core.options.run != "inline":
+            self._follow_up(session, episode, ended.timestamp())
+        elif run.part and fn is not None and status != "interrupted":
+            with self._lock:
+                self._unasked[episode.id] = fn, ended.timestamp()
+                while len(self._unasked) > ATTEMPTS:
+                    self._unasked.popitem(last=False)
+        return episode
+
+    def _drained(self, run: Run, episode: Episode) -> None:
+        """A run that has waited is in the ledger: what could not be asked before is asked now."""
+        with self._lock:
+            asked = self._unasked.pop(run.record.episode.id, None)
+        if asked is not None:
+            self.judge.submit(lambda: self._ask(episode, *asked))
 
     def _record(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> Record:
-        from reflect_middleware.recording import record_of
-
         plan, episodes = session.plan, self.core.parts.ledger.episodes
         if plan.resume is not None and not session.resumed_id and plan.thread_id:
             # Retrieval, which looks for it too, may have been late or resting.
             standing = episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
             session.resumed_id = standing.id if standing else ""
         earlier = self._earlier(session)
+        record = self._rendered(session, status, error, ended, earlier)
+        return record if earlier is None else replace(record, rewards=self.decided(earlier, plan.resume))
+
+    def _rendered(
+        self,
+        session: Session,
+        status: EpisodeStatus,
+        error: BaseException | None,
+        ended: datetime,
+        earlier: Episode | None,
+    ) -> Record:
+        from reflect_middleware.recording import record_of
+
         options, asked = self.core.options, self._reward_of(session) is not None
         wait = options.reward_timeout if asked else options.reward_wait
-        record = record_of(
-            session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
-        )
-        return record if earlier is None else replace(record, rewards=self._decided(earlier, plan.resume))
+        return record_of(session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact)
 
-    def _decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
+    def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""
         if not resume or resume[0] is None:
             return ()
@@ -135,23 +218,12 @@ class Keeper:
             return ()
 
     def _earlier(self, session: Session) -> Episode | None:
-        """The episode that a run goes on with; it is a new one if that was purged, or has been reflected on."""
+        from reflect_middleware.replay import usable
+
         found = self.core.parts.ledger.episodes.many([session.resumed_id]) if session.resumed_id else ()
-        earlier = next((e for e in found if e.status == "interrupted" or not (e.reflection_id or e.dead_letter)), None)
+        earlier = usable(found)
         session.resumed_id = earlier.id if earlier else ""
         return earlier
-
-    def _save(self) -> None:
-        """Write all records that wait; what a full or locked ledger refuses is tried again with the next one."""
-        while self._unsaved:
-            try:
-                self.core.parts.ledger.episodes.put(self._unsaved[0])
-            except LedgerError:
-                raise
-            except Exception:
-                self._unsaved.popleft()
-                raise
-            self._unsaved.popleft()
 
     def _reward_of(self, session: Session) -> Callable[..., Any] | None:
         return session.plan.spec.reward or self.core.options.reward
@@ -160,30 +232,63 @@ class Keeper:
         if episode.status == "interrupted":
             return
         if (fn := self._reward_of(session)) is not None:
-            self.judge.submit(lambda: self._ask(episode.id, episode.namespace, fn, ended))
+            self.judge.submit(lambda: self._ask(episode, fn, ended))
         else:
-            self.core.parts.learner.poke(episode.namespace)
+            self._poke(episode.namespace)
 
-    def _ask(self, episode_id: str, namespace: Namespace, fn: Callable[..., Any], ended: float) -> None:
+    def _ask(self, episode: Episode, fn: Callable[..., Any], ended: float) -> None:
         """Ask the user's reward callable; then the episode counts, with or without its answer."""
-        episodes = self.core.parts.ledger.episodes
+        from reflect_middleware.spool import Opened
+
         try:
-            for reward in call(fn, episodes.get(episode_id)):
-                episodes.reward(episode_id, cleaned := self.cleaned(reward))
-                evaluated(episode_id, cleaned)
+            for reward in call(fn, self._read(episode)):
+                self._judged(episode.id, cleaned := self.cleaned(reward))
+                evaluated(episode.id, cleaned)
         except Exception as error:  # noqa: BLE001 - the user's callable
             self.core.failed("reward", error)
-        episodes.open_for_reflection(episode_id, ended + self.core.options.reward_wait)
-        self.core.parts.learner.poke(namespace)
+        ready_at = ended + self.core.options.reward_wait
+        self.do(
+            lambda: self.core.parts.ledger.episodes.open_for_reflection(episode.id, ready_at),
+            lambda: Opened(episode_id=episode.id, ready_at=ready_at),
+            None,
+        )
+        self._poke(episode.namespace)
 
-    def _settle(self, done: Future[str], session: Session, ended: float) -> None:
+    def _judged(self, episode_id: str, reward: Reward) -> None:
+        from reflect_middleware.spool import Given
+
+        self.do(
+            lambda: self.core.parts.ledger.episodes.reward(episode_id, reward),
+            lambda: Given(reward=reward, names=(episode_id,), unknown=True),
+            None,
+        )
+
+    def _poke(self, namespace: Namespace) -> None:
+        if self.outage.up:
+            self.core.parts.learner.poke(namespace)
+        else:
+            self.outage.missed(namespace)
+
+    def _read(self, episode: Episode) -> Episode:
+        """The episode as the ledger has it, with its rewards; as it is given while the ledger is away."""
+        episodes = self.core.parts.ledger.episodes
+
+        def read() -> Episode:
+            return next(iter(episodes.many([episode.id])), episode)
+
+        return self.writer.submit(lambda: self.outage.run(read, lambda: episode)).result()
+
+    def _settle(self, done: Future[Episode | None], session: Session, ended: float) -> None:
         """Run inline: the record, its reward callable and a due reflection, one after the other."""
-        episode_id, fn, namespace = done.result(), self._reward_of(session), session.plan.namespace
-        if episode_id and session.resumed_id:
-            namespace = self.core.parts.ledger.episodes.get(episode_id).namespace
-        if episode_id and fn is not None and not session.recorder.interrupted:
-            self._ask(episode_id, namespace, fn, ended)
-        self.core.parts.learner.run_due_and_wait(namespace)
+        episode, fn = done.result(), self._reward_of(session)
+        waits = episode is not None and episode.id in self._unasked
+        if episode is not None and fn is not None and not session.recorder.interrupted and not waits:
+            self._ask(episode, fn, ended)
+        namespace = session.plan.namespace if episode is None else episode.namespace
+        if self.outage.up:
+            self.core.parts.learner.run_due_and_wait(namespace)
+        else:
+            self.outage.missed(namespace)
 
     def _note_attempt(self, session: Session) -> None:
         plan = session.plan

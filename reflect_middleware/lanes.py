@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class Lane:
         self.threads = threads
         self._pid = 0
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._turn = 0
+        """Counts the threads that gave up their place; those of an earlier turn end with the job they are in."""
 
     @property
     def here(self) -> bool:
@@ -42,6 +45,18 @@ class Lane:
             self._start()
         self._queue.put((job, future))
         return future
+
+    def current(self) -> Future[Any] | None:
+        """The future of the job that this thread of ours is in; None on any other thread."""
+        return getattr(_thread, "future", None) if self.here else None
+
+    def relieve(self, stuck: Future[Any], job: Callable[[], Any]) -> None:
+        """Let another thread go on, which first does this job in place of the one that is stuck.
+
+        For lanes of one thread. The stuck thread ends once its own job does, whose result is dropped.
+        """
+        self._turn += 1
+        self._spawn(self._queue, (job, stuck))
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until every job submitted so far has run; False if `timeout` seconds passed first.
@@ -69,25 +84,35 @@ class Lane:
             if self._pid == pid:
                 return
             queue: SimpleQueue[Job | None] = SimpleQueue()
-            for number in range(self.threads):
-                threading.Thread(
-                    target=self._run, args=(queue,), name=f"reflect-{self.name}-{number}", daemon=True
-                ).start()
+            for _ in range(self.threads):
+                self._spawn(queue)
             if self._pid != pid:  # else a garbage collection has come in between and started it
                 self._queue, self._pid = queue, pid
 
-    def _run(self, queue: SimpleQueue[Job | None]) -> None:
+    def _spawn(self, queue: SimpleQueue[Job | None], first: Job | None = None) -> None:
+        name = f"reflect-{self.name}-{next(_numbers)}"
+        threading.Thread(target=self._run, args=(queue, self._turn, first), name=name, daemon=True).start()
+
+    def _run(self, queue: SimpleQueue[Job | None], turn: int, first: Job | None) -> None:
         _thread.lane = self
-        while (item := queue.get()) is not None:
+        item = first or queue.get()
+        while item is not None:
             job, future = item
+            _thread.future = future
             try:
                 # A fresh context: nothing of the submitting run (callbacks, tracing) may leak into our work.
                 result = contextvars.Context().run(job)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future
-                _settle(future.set_exception, error)
+                settle: Callable[[Any], None] = future.set_exception
+                result = error
             else:
-                _settle(future.set_result, result)
-            del item, job, future
+                settle = future.set_result
+            if turn != self._turn:
+                return
+            _settle(settle, result)
+            _thread.future = None
+            del item, job, future, settle, result
+            item = queue.get()
 
 
 def _settle(setter: Callable[[Any], None], value: Any) -> None:
@@ -114,6 +139,7 @@ async def awaited(future: Future[T]) -> T:
     return future.result()
 
 
+_numbers = itertools.count()
 _starting = threading.RLock()
 _thread = threading.local()
 

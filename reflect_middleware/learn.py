@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reflect_middleware.errors import LedgerError
 from reflect_middleware.lanes import Lane
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
@@ -96,6 +97,8 @@ class Learner:
             self._wake_up_later(namespace)
         except Exception as error:  # noqa: BLE001 - nobody waits for this thread
             self.core.failed("reflect", error)
+            if isinstance(error, LedgerError) and error.temporary:
+                self.core.keeper.outage.missed(namespace, error)
 
     @property
     def _able(self) -> bool:

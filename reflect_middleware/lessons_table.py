@@ -191,6 +191,10 @@ class LessonTable:
             self._states[namespace] = mark, at, found
         return found
 
+    def forget(self) -> None:
+        """Ask the ledger again: it is another one now."""
+        self._states.clear()
+
     def known_state(self, namespace: Namespace) -> tuple[int, bool] | None:
         """As `state`, if nothing has changed since this process last asked; else None. Never blocks."""
         mark, at, found = self._states.get(namespace, (None, 0.0, None))

@@ -12,6 +12,7 @@ from reflect_middleware.counters import words
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
     from reflect_middleware.embed import Embedder
+    from reflect_middleware.errors import LedgerError
     from reflect_middleware.index import Index
     from reflect_middleware.learn import Learner
     from reflect_middleware.ledger import Ledger
@@ -47,7 +48,9 @@ class Parts:
         def make() -> Ledger:
             from reflect_middleware.ledger import Ledger
 
-            return Ledger(self.core.options.ledger_url, fsync=self.core.options.durability == "fsync")
+            made = Ledger(self.core.options.ledger_url, fsync=self.core.options.durability == "fsync")
+            made.database.on_replaced = self._replaced
+            return made
 
         return self._part("ledger", make)
 
@@ -93,6 +96,16 @@ class Parts:
                 except Exception as error:  # a store's driver, say; the rest must be closed all the same
                     logger.warning("reflect: the %s could not be closed: %s", name, words(error))
                     logger.debug("reflect: where closing the %s failed", name, exc_info=True)
+
+    def _replaced(self, error: LedgerError) -> None:
+        """Forget what was read from a ledger whose file is gone."""
+        self.core.failed("ledger", error)
+        self.core.finder.renew()
+        self.ledger.lessons.forget()
+        with self._lock:
+            index = self._made.pop("index", None)
+        if index is not None:
+            self.core.calls.submit(index.close)
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._made:

@@ -52,7 +52,7 @@ def record_of(
     """
     plan, recorder, clean = session.plan, session.recorder, cleaner(redact)
     begun = earlier or _begun(session, status, clean)
-    again = (_again_step(earlier, plan.resume, clean),) if earlier else ()
+    again = (again_step(earlier, plan.resume, clean),) if earlier else ()
     steps = _steps(recorder, clean)
     has_output, interrupted = recorder.output is not None, status == "interrupted"
     output, name = shortened_and_named(recorder.output, VALUE_CHARS, clean) if has_output else ("", "")
@@ -122,7 +122,7 @@ def _steps(recorder: Recorder, clean: Callable[[str], str]) -> tuple[Step, ...]:
     return tuple(_step(noted, seen, clean) for noted in list(recorder.steps.values()))
 
 
-def _again_step(earlier: Episode, resume: tuple[Any, ...] | None, clean: Callable[[str], str]) -> Step:
+def again_step(earlier: Episode, resume: tuple[Any, ...] | None, clean: Callable[[str], str]) -> Step:
     """How a run went on: with which answer after an interrupt; after a failure with its error, unless a step has it."""
     if earlier.status == "failed":
         told = any(step.error == earlier.error for step in earlier.trajectory)
@@ -178,17 +178,17 @@ def _text(value: Any) -> Any:
 
 def _metadata(metadata: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
     kept = {k: v for k, v in metadata.items() if not str(k).startswith(("__", "langgraph_", "ls_"))}
-    cleaned: dict[str, Any] = _cleaned(plain(kept), clean)
-    return cleaned
+    found: dict[str, Any] = cleaned(plain(kept), clean)
+    return found
 
 
-def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
     """JSON data with every text in it cleaned."""
     if isinstance(value, str):
         return clip(clean(value), STEP_CHARS)
     if isinstance(value, dict):
-        return {clean(k): _cleaned(v, clean) for k, v in value.items()}
-    return [_cleaned(v, clean) for v in value] if isinstance(value, list) else value
+        return {clean(k): cleaned(v, clean) for k, v in value.items()}
+    return [cleaned(v, clean) for v in value] if isinstance(value, list) else value
 
 
 def _answers(output: Any) -> list[str]:

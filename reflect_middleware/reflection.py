@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from reflect_middleware.middleware import ReflectMiddleware
     from reflect_middleware.reflect import Reflector
     from reflect_middleware.retrieve import CountTokens
+    from reflect_middleware.spool import Given
 
+NO_TARGET = "reward needs a target: the run's result, a message, a run id, or thread_id=…"
 G = TypeVar("G")
 R = TypeVar("R")
 
@@ -401,16 +403,45 @@ class Reflection:
         if off():
             return
         core = self._open()
-        core.keeper.writer.wait_idle(core.keeper.timeout)
-        table, reward = core.parts.ledger.episodes, core.keeper.cleaned(given)
+        reward = core.keeper.cleaned(given)
+        waits: list[str] = []
+
+        def aside() -> Given:
+            given = self._given(target, thread_id, namespace, reward)
+            waits.extend(given.names[:1])
+            return given
+
+        spaces: dict[str, Namespace] = core.keeper.do(
+            lambda: self._rewarded(target, thread_id, namespace, reward), aside, {}
+        )
+        for episode_id in spaces or waits or ([] if target is None else [_run_id(target)]):
+            evaluated(episode_id, reward)
+        for space in spaces.values():
+            core.parts.learner.rewarded(space)
+
+    def _rewarded(
+        self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward
+    ) -> dict[str, Namespace]:
+        """Give the reward to the episodes that are meant; gives their namespaces by their ids."""
+        table = self._core.parts.ledger.episodes
         found = self._found(target, thread_id, namespace)
         for episode_id in found:
             table.reward(episode_id, reward)
         known = found or table.reward_later(_run_id(target), reward)
-        for episode_id in known or [_run_id(target)]:
-            evaluated(episode_id, reward)
-        for episode_id in known:
-            core.parts.learner.rewarded(table.get(episode_id).namespace)
+        return {episode_id: table.get(episode_id).namespace for episode_id in known}
+
+    def _given(self, target: Any, thread_id: str | None, namespace: Namespace | None, reward: Reward) -> Given:
+        """A reward that waits, since the ledger is away: which episodes are meant is found out later."""
+        from reflect_middleware.spool import Given
+
+        if thread_id is not None:
+            return Given(reward=reward, thread_id=thread_id, namespace=namespace)
+        known = None if target is None else self._core.keeper.result(target)
+        names = tuple(names_of(target)) if known is None and target is not None else (known,) if known else ()
+        if not names:
+            raise TargetError(NO_TARGET)
+        by_id = known is not None or isinstance(target, (str, UUID, BaseMessage))
+        return Given(reward=reward, names=names, unknown=by_id)
 
     def _found(self, target: Any, thread_id: str | None, namespace: Namespace | None) -> list[str]:
         """Ids of the episodes that are meant; empty for a run id that is not known yet."""
@@ -421,7 +452,7 @@ class Reflection:
                 raise TargetError(f"The thread {thread_id!r} has no episode. List episodes with `episodes.list()`.")
             return [latest]
         if target is None:
-            raise TargetError("reward needs a target: the run's result, a message, a run id, or thread_id=…")
+            raise TargetError(NO_TARGET)
         if (known := core.keeper.result(target)) is not None:
             return [known]
         for name in names_of(target):

@@ -29,9 +29,14 @@ def current(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Seque
     return found
 
 
-def add(connection: sa.Connection, episode_id: str, reward: Reward) -> None:
-    """Give an episode a reward. One that says the same as the one that stands changes nothing."""
+def add(connection: sa.Connection, episode_id: str, reward: Reward, given_at: float | None = None) -> None:
+    """Give an episode a reward. One that says the same as the one that stands changes nothing.
+
+    With `given_at` (epoch seconds) it was given then, and may have been added before.
+    """
     lock(connection, [episode_id])
+    if given_at is not None and _overtaken(connection, episode_id, reward, given_at):
+        return
     standing = current(connection, [episode_id]).get(episode_id, ())
     if said(reward) in map(said, standing):
         return
@@ -60,8 +65,19 @@ def insert(connection: sa.Connection, target: str, reward: Reward, *, waiting: b
     )
 
 
-def add_later(connection: sa.Connection, name: str, reward: Reward) -> None:
+def _overtaken(connection: sa.Connection, target: str, reward: Reward, given_at: float) -> bool:
+    """Whether this very reward was added before, or one of its source and key that was given later."""
+    body = reward.model_dump_json()
+    later = table.c.current & ~table.c.waiting & (table.c.at > given_at)
+    query = sa.select(table.c.seq).where(table.c.target == target, table.c.source == reward.source)
+    query = query.where(table.c.key == reward.key, sa.or_(table.c.body == body, later))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def add_later(connection: sa.Connection, name: str, reward: Reward, given_at: float | None = None) -> None:
     """Keep a reward for an episode that is not known yet; of those that wait, the oldest are forgotten."""
+    if given_at is not None and _overtaken(connection, name, reward, given_at):
+        return
     insert(connection, name, reward, waiting=True)
     newest = sa.select(table.c.seq).where(early).order_by(table.c.seq.desc())
     last_kept = newest.limit(1).offset(WAITING_REWARDS - 1).scalar_subquery()

@@ -56,7 +56,8 @@ episodes = sa.Table(
 )
 APART = "ALTER TABLE episodes SET (toast_tuple_target = 128, fillfactor = 85)"
 """PostgreSQL keeps bodies apart from the rows, and room in a page: a claim writes short rows again, where they are."""
-sa.event.listen(episodes, "after_create", sa.DDL(APART).execute_if(dialect="postgresql"))
+_apart = sa.DDL(APART).execute_if(dialect="postgresql")  # type: ignore[no-untyped-call]
+sa.event.listen(episodes, "after_create", _apart)
 unread = sa.and_(
     episodes.c.reflection_id == EMPTY,
     episodes.c.dead_letter == EMPTY,

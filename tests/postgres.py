@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -73,6 +72,7 @@ class Server:
         self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
         self.execute("DROP SCHEMA public CASCADE", database)
         self.execute("CREATE SCHEMA public", database)
+        self.execute("GRANT USAGE ON SCHEMA public TO PUBLIC", database)
         self._free.append(database)
 
     def execute(self, statement: str, database: str = "postgres") -> list[Any]:
@@ -131,6 +131,8 @@ class Server:
         self.data = self.folder / "data"
         self._as: Mapping[str, Any] = {}
         if os.geteuid() == 0:
+            import pwd
+
             user = pwd.getpwnam("nobody")
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(self.folder, user.pw_uid, user.pw_gid)

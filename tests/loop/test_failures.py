@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from reflect_middleware import testing
-from reflect_middleware.errors import LedgerError
 
 from .conftest import adding, agent
 
@@ -109,17 +108,3 @@ def test_lessons_wait_for_an_embedder_that_works(make: Any, monkeypatch: pytest.
     reflection.flush()
     graph.invoke({"messages": "Refund order 3"})
     assert [message.type for message in model.calls[-1]] == ["system", "human"]
-
-
-def test_records_wait_in_memory_while_the_ledger_cannot_be_written(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    reflection = make(None, every=99)
-    graph = reflection.wrap(agent())
-    episodes = reflection._core.parts.ledger.episodes
-    real = type(episodes).put
-    monkeypatch.setattr(type(episodes), "put", lambda *_: (_ for _ in ()).throw(LedgerError("disk full")))
-    graph.invoke({"messages": "Refund order 1"})
-    assert reflection.episodes.list() == ()
-    monkeypatch.setattr(type(episodes), "put", real)
-    graph.invoke({"messages": "Refund order 2"})
-    assert {e.task for e in reflection.episodes.list()} == {"Refund order 1", "Refund order 2"}
-    assert any("disk full" in f.message for f in reflection.doctor() if not f.ok)

@@ -97,7 +97,7 @@ def test_wheel_holds_both_packages_and_their_type_marks(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    own = {f"reflect_middleware/{p.name}" for p in (ROOT / "reflect_middleware").glob("*.py")}
+    own = {str(p.relative_to(ROOT)) for p in (ROOT / "reflect_middleware").rglob("*.py")}
     assert own <= names
     assert {"reflect_middleware/py.typed", "reflect_adapters/py.typed", "reflect_adapters/chroma.py"} <= names
     assert {name.partition("/")[0] for name in names} == {
