@@ -134,10 +134,6 @@ class Subject:
         lesson, words = self.chance.choice(self.known[self.namespace]), prose(20, self.chance)
         return lambda: self.reflection.lessons.edit(lesson, do=words)
 
-    def lessons_list(self) -> Timed:
-        """The lessons of a namespace, with their statistics."""
-        return lambda: self.reflection.lessons.list("active", namespace=self.namespace)
-
     def interrupted(self) -> Timed:
         """Does a resumed run go on with an episode?"""
         thread = self.chance.choice(self.old).thread
@@ -319,7 +315,6 @@ LESSONS: Sequence[Operation] = (
     Operation(title="change a lesson", prepare=Subject.change, flat=False),
     Operation(title=f"claim {K}", prepare=Subject.take),
     Operation(title="reflect, without the model", prepare=Subject.reflect, flat=False),
-    Operation(title="list the lessons", prepare=Subject.lessons_list, flat=False),
 )
 """What depends on how many lessons the namespace has."""
 EVERY: Sequence[Operation] = (*RUNS, *REFLECTIONS, *VIEWS)

@@ -51,6 +51,10 @@ def upgrade() -> None:
     op.add_column("episodes", sa.Column("sampled", sa.Boolean, server_default=sa.true(), nullable=False))
     op.add_column("episodes", sa.Column("size", sa.Integer, server_default="0", nullable=False))
     op.add_column("reflections", sa.Column("lease", sa.Float, server_default="30", nullable=False))
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "ALTER TABLE episodes SET (toast_tuple_target = 128, fillfactor = 85)"
+        )  # of rows written from now on
     _fill(op.get_bind())
     for table, names in DROPPED.items():
         for name in names:
