@@ -83,7 +83,7 @@ def test_it_runs_beside_reflections(make: Any) -> None:
     reflection = make(answers, every=1, retention=Retention(episodes=1))
     runs(reflection, "a")
     reflection._core.housekeeper.lane.wait_idle(30)
-    reflection._core.housekeeper._next = reflection._core.parts.learner._abandon_at = 0.0
+    reflection._core.housekeeper._next = reflection._core.parts.learner._tidy_at = 0.0
     runs(reflection, "b", "c")
     reflection._core.housekeeper.lane.wait_idle(30)
     assert "a" not in tasks(reflection)
