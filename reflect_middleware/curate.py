@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from uuid import NAMESPACE_URL, uuid5
 
-from reflect_middleware.alike import union
+from reflect_middleware.alike import union, weakest
 from reflect_middleware.desk import Change, Desk, Limits, Plan
 from reflect_middleware.evidence import episode_text, found, quoted
 from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, LessonStatus
@@ -286,10 +286,10 @@ class _Judge:
 
 def _keep_cap(desk: Desk, most: int, outcomes: list[EditOutcome]) -> list[EditOutcome]:
     """Make room for lessons that became active: the weakest untouched ones retire, else the newest go back."""
-    while desk.grown and desk.count("active") > most:
+    while desk.grown and (excess := desk.count("active") - most) > 0:
         spare = desk.spare()
-        if spare:
-            desk.change(spare, status="retired")
+        if (least := weakest(spare)) and len(spare) >= excess:
+            desk.change(least, status="retired")
             continue
         newest = desk.after[desk.grown.pop()]
         reason = f"there is no room: {most} active lessons, none of them free to retire"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reflect_middleware.alike import alike, weakest
+from reflect_middleware.alike import alike
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,10 +106,10 @@ class Desk:
         """Take back a lesson that this plan made."""
         del self.after[lesson.id]
 
-    def spare(self) -> Lesson | None:
-        """The active lesson that may retire to make room: neither pinned nor part of this plan."""
+    def spare(self) -> list[Lesson]:
+        """The active lessons that may retire to make room: neither pinned nor part of this plan."""
         active = (lesson for lesson in self.after.values() if lesson.status == "active" and not lesson.pinned)
-        return weakest(lesson for lesson in active if lesson.id not in self.touched)
+        return [lesson for lesson in active if lesson.id not in self.touched]
 
     def changes(self) -> tuple[Change, ...]:
         """Every lesson that is not as it was."""

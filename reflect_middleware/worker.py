@@ -111,6 +111,7 @@ class Worker:
         Raises:
             LedgerError: If `once`, and the ledger cannot be used.
         """
+        self.core.keeper.outage.check()  # what waits in this folder's spool may be what is due
         try:
             while self._round(once=once):
                 pass

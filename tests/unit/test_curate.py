@@ -357,6 +357,13 @@ def test_an_addition_without_room_is_refused():
     assert [moved.lesson.id for moved in made.changes] == ["edited"]
 
 
+def test_nothing_retires_for_an_addition_that_finds_no_room_all_the_same():
+    many = (lesson("spare"), lesson("p", pinned=True), lesson("q", pinned=True))  # the cap was lowered since
+    made = plan(add(), lessons=many, limits=Limits(lessons=1))
+    assert "no room" in refusal(made)
+    assert made.changes == ()
+
+
 def test_an_addition_confirmed_in_the_same_answer_goes_as_a_whole():
     made = plan(add(), add(episodes=("E1", "E2")), lessons=(lesson("l", pinned=True),), limits=Limits(lessons=1))
     assert [outcome.accepted for outcome in made.outcomes] == [False, False]
