@@ -83,7 +83,9 @@ class Eraser:
         if stays is None:
             self.tally.erased[lesson.id] = lesson
             self.told |= said((text for v in (lesson, *versions) for text in (v.do, v.because)), whole=True)
-        elif stays is not lesson:
+            return None
+        self.tally.probes = {probe for probe in self.tally.probes if probe not in kept}  # it has that from there
+        if stays is not lesson:
             self.tally.changed[lesson.id] = stays
         return stays
 

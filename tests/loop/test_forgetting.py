@@ -114,6 +114,18 @@ def test_what_others_said_and_learned_stays(make: Any) -> None:
         reflection.lessons.history(report.lessons[0])
 
 
+def test_what_others_said_too_is_nothing_that_is_left(make: Any) -> None:
+    rule = "needs a manager above 200 EUR"
+    reflection = make(testing.ScriptedChatModel([adding(rule)]), every=99)
+    ids = [go(reflection, "Refund an order", BEN), go(reflection, "Refund another one", ANNA)]
+    for episode in ids:
+        reflection.reward(episode, 0.0, source="user", comment=rule)
+    reflection.reflect()
+    report = reflection.episodes.purge(principal=ANNA)
+    assert report.complete, report.left
+    assert [lesson.because for lesson in reflection.lessons.list()] == [rule]
+
+
 def test_a_lesson_with_other_support_loses_the_source_and_is_examined_again(make: Any) -> None:
     both = {"episodes": ["E1", "E2"], "because": "Mrs Zwetschgenbaum wants it back", "when": "w", "do": "be polite"}
     reflector = testing.ScriptedChatModel([edits(both), '{"edits": []}'])
