@@ -271,5 +271,5 @@ def _wrapped(doing: str) -> Iterator[None]:
             raise
         raise StoreError(
             f"Chroma failed while {doing} ({type(exc).__name__}: {exc}). The ledger still has every lesson: "
-            "`reflect reindex` fills the store again."
+            "once this folder is deleted, the next start fills it again."
         ) from exc
