@@ -244,7 +244,7 @@ class Purge:
             self._note_left(place, word, tally)
         for file in self._files(ledger):
             self.looked.append(str(file))
-            live = file.suffix == ".db" and file.parent == self.path
+            live = file.parent == self.path and not file.name.endswith("-wal")
             if residue.found_in(file, ids, () if file.parent.name == FOLDER else words, live=live):
                 self.left.append(f"{file}: bytes of what was purged")
 
@@ -263,7 +263,8 @@ class Purge:
         """All files of ours but the ledger's own."""
         own = ledger.database.beside("")
         for file in sorted(self.path.rglob("*")):
-            if not file.is_file() or file.suffix == ".lock":  # reading a lock's file would release it
+            locks = file.suffix == ".lock" or file.name.endswith("-shm")
+            if locks or not file.is_file():  # to close a file of locks, which has no content, would release them
                 continue
             if own is None or not file.name.startswith(own.name) or file.parent != own.parent:
                 yield file
