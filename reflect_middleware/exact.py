@@ -134,7 +134,7 @@ def _with(table: _Table, entries: Sequence[Entry]) -> _Table:
         dims = sorted({len(v) for v in new.values()} | ({kept.matrix.shape[1]} if kept.matrix is not None else set()))
         raise StoreError(
             f"Vectors of different sizes {dims} cannot share a namespace. After a change of the embedding model, "
-            "drop the namespace and add all its lessons again (`reflect reindex`)."
+            "drop the namespace and add all its entries again."
         )
     return _Table((*kept.ids, *new), rows if kept.matrix is None else np.concatenate([kept.matrix, rows]))
 
@@ -161,7 +161,7 @@ def _nearest(table: _Table, vector: Vector, k: int) -> list[Hit]:
         size = None if matrix is None else matrix.shape[1]
         raise StoreError(
             f"The query vector has shape {vector.shape!r}; this namespace holds vectors of shape ({size},). "
-            "After a change of the embedding model run `reflect reindex`."
+            "After a change of the embedding model, drop the namespace and add all its entries again."
         )
     # One dot product per row: a matrix product is shared out to BLAS threads, which costs tenfold where cores are busy.
     cosines = (matrix[:, None, :] @ vector[:, None])[:, 0, 0]

@@ -270,6 +270,6 @@ def _wrapped(doing: str) -> Iterator[None]:
         if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
             raise
         raise StoreError(
-            f"Chroma failed while {doing} ({type(exc).__name__}: {exc}). The ledger still has every lesson: "
-            "`reflect reindex` fills the store again."
+            f"Chroma failed while {doing} ({type(exc).__name__}: {exc}). The ledger still has every lesson, "
+            "and fills the store again once it can be opened."
         ) from exc

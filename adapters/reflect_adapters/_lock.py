@@ -69,7 +69,7 @@ class ProcessLock:
         if not same:
             raise StoreError(
                 f"The store's folder {str(self.path.parent)!r} was deleted or replaced while it was open. "
-                "Close it and open it again; `reflect reindex` fills it from the ledger."
+                "It is opened again within half a minute, and filled from the ledger."
             )
         self._take(self._fd)
 

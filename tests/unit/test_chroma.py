@@ -186,7 +186,7 @@ def test_a_deleted_folder_is_an_error_and_reopening_works(path, store, tmp_path)
         lambda: store.delete(HERE, ["id-0"]),
         lambda: store.drop(HERE),
     ):
-        with pytest.raises(StoreError, match=r"deleted or replaced.*reindex"):
+        with pytest.raises(StoreError, match=r"deleted or replaced.*filled from the ledger"):
             act()
     again = ChromaStore(path)
     try:
@@ -204,7 +204,7 @@ def test_a_deleted_collection_is_one_error_and_then_made_anew(path, store):
     store.upsert(HERE, entries(3))
     client = clients.SHARED._clients[path.resolve()]
     client._api.delete_collection(clients.collection_name(HERE))
-    with pytest.raises(StoreError, match=r"NotFoundError.*reindex"):
+    with pytest.raises(StoreError, match=r"NotFoundError.*fills the store again"):
         store.ids(HERE)
     assert store.ids(HERE) == set()
     store.upsert(HERE, entries(2))
@@ -276,7 +276,7 @@ def test_a_panic_is_wrapped_and_a_cancellation_is_not():
 
 def test_another_vector_size_is_an_error_that_says_what_to_do(store):
     store.upsert(HERE, entries(2))
-    with pytest.raises(StoreError, match="reindex") as caught:
+    with pytest.raises(StoreError, match="fills the store again") as caught:
         store.upsert(HERE, entries(1, dim=8))
     assert caught.value.__cause__ is not None
 
