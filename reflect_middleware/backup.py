@@ -52,7 +52,7 @@ def backup(core: Core, file: Path | None, keep: int | None) -> Path:
     table.copy(live, target)
     if keep is not None and file is None:
         for old in backups(folder)[keep:]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another one may be at it
     return target
 
 
