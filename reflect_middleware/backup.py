@@ -11,6 +11,7 @@ from reflect_middleware import backups_table as table
 from reflect_middleware.database import Database
 from reflect_middleware.errors import ConfigurationError, LedgerError
 from reflect_middleware.ledger import Ledger
+from reflect_middleware.places import alone
 from reflect_middleware.types import Frozen, now
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def backup(core: Core, file: Path | None, keep: int | None) -> Path:
     table.copy(live, target)
     if keep is not None and file is None:
         for old in backups(folder)[keep:]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another one may be at it
     return target
 
 
@@ -62,16 +63,14 @@ def restore(core: Core, file: Path | None, *, force: bool) -> RestoreReport:
     if core.parts.opened("ledger"):
         core.parts.ledger.database.release()
     taken = datetime.fromtimestamp(source.stat().st_mtime).astimezone()
-    aside = _former(live, folder)
-    seen, lost = FAR, None
-    if aside is not None:
-        seen, lost = table.last_revision(aside), len(table.episodes_in(aside) - table.episodes_in(source))
-        table.pour(source, live)
-    else:
-        aside = _put_aside(live, folder, force=force)
-        unfinished = live.with_name(f"{live.name}.restoring")
-        table.copy(source, unfinished)
-        unfinished.replace(live)
+    try:
+        live.parent.mkdir(parents=True, exist_ok=True)
+        with alone(live):  # else one that opens it meanwhile would begin a new one, whose log is not the backup's
+            aside, seen, lost = _replaced(source, live, folder, force=force)
+    except LedgerError:
+        raise
+    except OSError as error:
+        raise LedgerError(f"{str(source)!r} cannot be put in the place of {str(live)!r}: {error}.") from error
     ledger = Ledger(core.options.ledger_url, fsync=True)
     try:
         ledger.forget.restored(seen, {"backup": taken.isoformat(timespec="seconds"), "episodes_lost": lost})
@@ -79,6 +78,21 @@ def restore(core: Core, file: Path | None, *, force: bool) -> RestoreReport:
         ledger.close()
     logger.warning("reflect: the ledger is restored from %s; the former one is %s", source, aside or "missing")
     return RestoreReport(file=source, taken_at=taken, aside=aside, lost=lost, passed_over=passed_over)
+
+
+def _replaced(source: Path, live: Path, folder: Path, *, force: bool) -> tuple[Path | None, int, int | None]:
+    """Do it; gives where the former ledger is, its last revision, and how many episodes were in it only."""
+    if (aside := _former(live, folder)) is not None:
+        table.pour(source, live, aside)
+        return aside, table.last_revision(aside), len(table.episodes_in(aside) - table.episodes_in(source))
+    unfinished = live.with_name(f"{live.name}.restoring")
+    table.copy(source, unfinished)  # first of all: with a full disk what is there stays there
+    try:
+        aside = _put_aside(live, folder, force=force)
+        unfinished.replace(live)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return aside, FAR, None
 
 
 def newest(path: Path) -> Path | None:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from reflect_middleware.errors import LedgerError
+from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.schema import SCHEMA_VERSION
 
 WAIT = 30.0
@@ -39,16 +39,35 @@ def copy(source: Path, target: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def pour(source: Path, live: Path) -> None:
+def pour(source: Path, live: Path, former: Path) -> None:
     """Replace all that a ledger holds, in place: processes that have it open see the other content at their next read.
+
+    Args:
+        source: What it is to hold.
+        live: The ledger.
+        former: Where a copy of it as it was goes, with all that was committed until nobody else could write any more.
 
     Raises:
         LedgerError: If it is not a database any more, or locked for long.
     """
+    steps = 0
+
+    def stepped(status: int, _left: int, _all: int) -> None:
+        nonlocal steps
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # the driver would try for ever
+            raise LedgerUnavailableError(
+                f"{str(live)!r} cannot be replaced: another process has been writing to it for {WAIT:.0f} s. If that"
+                " one hangs, end it. Nothing was changed."
+            )
+        if not steps:  # the first step has locked the ledger
+            copy(live, former)
+        steps += 1
+
     try:
         with _opened(source) as there, _opened(live) as here:
             here.execute("PRAGMA journal_mode=WAL")
-            there.backup(here)
+            pages = int(there.execute("PRAGMA page_count").fetchone()[0])
+            there.backup(here, pages=max(1, pages // 20), progress=stepped)
     except sqlite3.Error as error:
         raise LedgerError(f"{str(live)!r} cannot be replaced in place: {error}.") from error
 

@@ -118,13 +118,14 @@ def _todo(kind: type[LedgerError], url: str) -> str:
         return "Check that the server runs, can be reached and lets this user in; `reflect doctor` tells more."
     if kind is not LedgerDamagedError:
         return "Check that it exists, is writable and is not full; `reflect doctor` tells more."
-    file = Path(sa.make_url(url).database or "")
+    file = Path(sa.make_url(url).database or "").absolute()
     if (backup := newest_backup(file)) is None:
         return (
             f"`reflect doctor` tells more. There is no backup in {str(file.parent / 'backups')!r}: move the file away,"
             " and a new ledger begins."
         )
-    return f"`reflect doctor` tells more. The newest backup is brought back by `reflect restore {backup}`."
+    where = f"--path {file.parent}" if file.name == "ledger.db" else f"--ledger {url} --namespace NAMESPACE"
+    return f"`reflect doctor` tells more. The newest backup is brought back by `reflect restore {backup} {where}`."
 
 
 def _of_a_server(url: sa.URL, **pool: Any) -> sa.Engine:

@@ -316,9 +316,6 @@ class Database:
             self._changes = Changes(self.beside("-lessons"))
             self._engine, self._pid, self._known = made, os.getpid(), known
             self._connections = None if self.is_sqlite else Connections(made)
-        if self.is_sqlite and (replaced or self.mark() is None):
-            with self.write() as connection:  # whatever others have read before, it has changed
-                self.changing(connection)
         if replaced:
             self.on_replaced(
                 LedgerUnavailableError(
@@ -326,6 +323,9 @@ class Database:
                     " `reflect restore` brings back the newest backup."
                 )
             )
+        if self.is_sqlite and (replaced or self.mark() is None):
+            with self.write() as connection:  # whatever others have read before, it has changed
+                self.changing(connection)
         return made
 
     def _refuse_if_closed(self, made: sa.Engine | None = None) -> None:

@@ -73,7 +73,11 @@ class Index:
         self._incomplete: set[Namespace] = set()
         """Namespaces with active lessons that have no vector yet."""
         self._generation = lessons.generation
+        self._store_generation: str | None = None
+        """The generation for which the open store was emptied, or found to be filled; None if that is not known."""
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
+        """While the store is opened or emptied: not only the lane does that."""
 
     def search(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
         """The k active lessons nearest to `vector` as of `revision`, best first."""
@@ -227,11 +231,17 @@ class Index:
         return (*namespace, self.embedder.id)
 
     def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
-        if self._store is None:
-            with gate.passing():
-                self._store = opener(self._context)
-        renewed(self._store, self._context.path, self.lessons.read_generation())
-        return self._store
+        """The store, empty of what is older than the ledger's generation, even if a search gives it up meanwhile."""
+        with self._opening:
+            if (store := self._store) is None:
+                with gate.passing():
+                    self._store = store = opener(self._context)
+                self._store_generation = None
+            if (generation := self.lessons.read_generation()) != self._store_generation:
+                self._marks.clear()  # a search may not have noticed yet, and what is filled now is filled anew
+                renewed(store, self._context.path, generation)
+                self._store_generation = generation
+            return store
 
     def _rebuild(self, namespaces: Sequence[Namespace]) -> str:
         self._forget_marks()

@@ -148,6 +148,8 @@ def alone(file: Path) -> Iterator[None]:
                 break
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)  # a child that was forked meanwhile has it too, and never closes it
         os.close(folder)
 
 

@@ -175,7 +175,7 @@ class Purge:
         count = 0
         for file in sorted((self.path / FOLDER).glob("*.db*")):
             if file.name.startswith("damaged-"):
-                file.unlink(missing_ok=True)
+                self._delete(file)
             elif file.suffix == ".db":
                 count += self._backup(file, tally)
         return count
@@ -195,10 +195,16 @@ class Purge:
         finally:  # what opening it has made, such as a copy of one with an older schema
             shutil.rmtree(file.parent / FOLDER, ignore_errors=True)
             for beside in file.parent.glob(f"{file.name}-*"):
-                beside.unlink(missing_ok=True)
+                self._delete(beside)
         tally.ids += sorted(set(also.ids) - set(tally.ids))
         tally.erased |= also.erased | more.erased
         return bool(also.ids or more.ids)
+
+    def _delete(self, file: Path) -> None:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            self.left.append(f"{file}: it cannot be deleted ({error}); delete it")
 
     def _spool(self, ledger: Ledger) -> tuple[str, ...]:
         """Erase what waits for the ledger in this machine's spool; gives the ids of the episodes."""
@@ -244,8 +250,13 @@ class Purge:
             self._note_left(place, word, tally)
         for file in self._files(ledger):
             self.looked.append(str(file))
-            live = file.suffix == ".db" and file.parent == self.path
-            if residue.found_in(file, ids, () if file.parent.name == FOLDER else words, live=live):
+            live = file.parent == self.path and not file.name.endswith("-wal")
+            try:
+                held = residue.found_in(file, ids, () if file.parent.name == FOLDER else words, live=live)
+            except OSError as error:
+                self.left.append(f"{file}: it cannot be read ({error}); see whether it is still needed")
+                continue
+            if held:
                 self.left.append(f"{file}: bytes of what was purged")
 
     def _note_left(self, place: str, word: str, tally: Tally) -> None:
@@ -263,7 +274,8 @@ class Purge:
         """All files of ours but the ledger's own."""
         own = ledger.database.beside("")
         for file in sorted(self.path.rglob("*")):
-            if not file.is_file() or file.suffix == ".lock":  # reading a lock's file would release it
+            locks = file.suffix == ".lock" or file.name.endswith("-shm")
+            if locks or not file.is_file():  # to close a file of locks, which has no content, would release them
                 continue
             if own is None or not file.name.startswith(own.name) or file.parent != own.parent:
                 yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from reflect_middleware.core import Core
     from reflect_middleware.retention_table import RetentionTable
 
+logger = logging.getLogger(__name__)
 EVERY_SECONDS = 300.0
 """How often the limits are looked at, at most, by each process that runs reflections."""
 NAMES_SECONDS = 21_600.0
@@ -77,7 +79,9 @@ class Housekeeper:
         if limits.days is not None:
             age = limits.days * DAY
             counts["episodes"] += self._drop(table, at - age)
-            counts["unread"] = self._drop(table, at - 2 * age, unread=True)
+            if unread := self._drop(table, at - 2 * age, unread=True):
+                logger.warning("reflect: retention dropped %d episodes that no reflection has read", unread)
+            counts["unread"] = unread
         first = table.oldest()
         cutoffs = [at - limits.days * DAY] if limits.days is not None else [] if first is None else [first]
         counts["reflections"] = sum(table.empty_reflections(cutoff) for cutoff in cutoffs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -217,7 +219,9 @@ def test_what_is_no_database_says_how_to_recover(tmp_path: Path, *, backup: bool
         for name in ("ledger-20261101T120000.000000Z.db", "ledger-20261102T120000.000000Z-schema-1.db"):
             (tmp_path / "backups" / name).touch()
     with testing.reflection(path=str(tmp_path)) as reflection:
-        todo = "reflect restore .*ledger-20261102" if backup else "no backup in .*move the file away"
+        todo = (
+            f"reflect restore .*ledger-20261102.* --path {tmp_path}" if backup else "no backup in .*move the file away"
+        )
         with pytest.raises(LedgerDamagedError, match=rf"not a database.*reflect doctor.*{todo}") as found:
             reflection.episodes.list()
         assert not found.value.temporary
@@ -400,3 +404,45 @@ def test_errors_tell_whether_they_pass(name: str, *, temporary: bool) -> None:
     error.sqlite_errorname = name
     assert connecting.kind_of(error).temporary is temporary
     assert issubclass(connecting.kind_of(error), LedgerError)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_a_ledger_opens_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "WAIT_SECONDS", 0.2)
+    file, (end, begin) = tmp_path / "ledger.db", os.pipe()
+    with places.alone(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork with threads is what is tried
+        if not (forked := os.fork()):
+            os.close(begin)
+            os.read(end, 1)
+            os._exit(0)
+    with places.alone(file):  # the child lives, and has the folder open
+        pass
+    os.close(begin)
+    os.close(end)
+    os.waitpid(forked, 0)
+
+
+def test_who_reads_a_replaced_file_is_told_even_if_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "BUSY_SECONDS", 0.1)
+    file, new = tmp_path / "ledger.db", tmp_path / "new" / "ledger.db"
+    told: list[LedgerError] = []
+    here, there = Ledger(f"sqlite:///{file}"), Ledger(f"sqlite:///{new}")
+    here.database.on_replaced = told.append
+    assert here.lessons.read_generation() == ""
+    assert there.lessons.read_generation() == ""
+    there.close()
+    new.replace(file)
+    for ending in ("-wal", "-shm"):
+        Path(f"{file}{ending}").unlink(missing_ok=True)
+    writer = sqlite3.connect(file, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnavailableError):
+        here.lessons.read_generation()
+    assert len(told) == 1
+    writer.close()
+    assert here.lessons.read_generation() == ""
+    here.close()

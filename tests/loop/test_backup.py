@@ -7,12 +7,13 @@ import sqlite3
 import stat
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reflect_middleware import Reflection, backups_table, testing
-from reflect_middleware.errors import ConfigurationError, LedgerError
+from reflect_middleware import Reflection, backups_table, places, testing
+from reflect_middleware.errors import ConfigurationError, LedgerError, LedgerUnavailableError
 from reflect_middleware.testing import HashingEmbeddings
 
 from .conftest import Maker, agent
@@ -20,7 +21,6 @@ from .test_processes import child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -165,6 +165,85 @@ def test_a_backup_of_a_later_release_is_refused(make: Any) -> None:
     connection.close()
     with pytest.raises(LedgerError, match="upgrade reflect-middleware"):
         reflection.restore(file)
+
+
+def test_what_is_recorded_during_a_restore_is_not_lost_in_silence(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reflection = make(path=str(tmp_path), every=9)
+    runs(reflection, "one")
+    reflection.backup()
+    other = make(path=str(tmp_path), every=9)
+    runs(other, "two")
+    copy, copied = backups_table.copy, list[Path]()
+
+    def and_then(source: Path, target: Path) -> None:
+        copy(source, target)
+        copied.append(target)
+        if len(copied) == 1:
+            runs(other, "three")
+
+    monkeypatch.setattr(backups_table, "copy", and_then)
+    report = reflection.restore()
+    assert tasks(reflection) == ["one"]
+    assert report.lost == 2
+    assert report.aside is not None
+    assert len(backups_table.episodes_in(report.aside)) == 3
+
+
+def test_a_ledger_that_another_process_keeps_writing_to_is_not_waited_for_for_ever(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reflection = make(every=9)
+    runs(reflection, "one")
+    reflection.backup()
+    monkeypatch.setattr(backups_table, "WAIT", 0.1)
+    writer = sqlite3.connect(reflection._options.path / "ledger.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnavailableError, match="Nothing was changed"):
+        reflection.restore()
+    writer.close()
+    assert tasks(reflection) == ["one"]
+
+
+def test_where_the_backup_finds_no_room_the_damaged_ledger_stays(tmp_path: Path, make: Any) -> None:
+    with make(path=str(tmp_path), every=9) as former:
+        runs(former, "one")
+        former.backup()
+    damage(file := tmp_path / "ledger.db", "head")
+    reflection = make(path=str(tmp_path), every=9)
+    before = file.read_bytes()
+    (room := file.with_name("ledger.db.restoring.unfinished")).mkdir()
+    with pytest.raises(LedgerError, match=r"ledger\.db"):
+        reflection.restore()
+    assert file.read_bytes() == before
+    room.rmdir()
+    assert reflection.restore().lost is None
+    assert tasks(reflection) == ["one"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open cannot be moved in the first place")
+def test_nobody_begins_a_new_ledger_while_one_is_restored(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(path=str(tmp_path), every=9) as former:
+        runs(former, "one")
+        former.backup()
+    damage(file := tmp_path / "ledger.db", "head")
+    reflection = make(path=str(tmp_path), every=9)
+    copy, refused = backups_table.copy, list[str]()
+
+    def meanwhile(source: Path, target: Path) -> None:
+        copy(source, target)
+        monkeypatch.setattr(places, "WAIT_SECONDS", 0.0)
+        with pytest.raises(LedgerUnavailableError) as error, places.alone(file):
+            pass
+        refused.append(str(error.value))
+
+    monkeypatch.setattr(backups_table, "copy", meanwhile)
+    reflection.restore()
+    assert len(refused) == 1
+    assert tasks(reflection) == ["one"]
 
 
 def test_without_a_backup_or_a_ledger(make: Any) -> None:

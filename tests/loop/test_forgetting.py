@@ -6,6 +6,8 @@ import contextlib
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -270,6 +272,34 @@ def test_what_waits_in_the_spool_is_purged(make: Any) -> None:
     assert (report.spooled, report.episodes) == (1, 1)
     assert [entry.target for entry in spool.entries()] == [kept]
     assert found(reflection, *CANARIES, fresh.id, gone) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that nobody can read is known for Linux")
+def test_a_file_that_cannot_be_read_or_deleted_is_named(make: Any) -> None:
+    reflection = make(every=9)
+    gone = go(reflection, "task", "ann")
+    folder = reflection._options.path / "backups"
+    (folder / "damaged-1.db").mkdir(parents=True)
+    (reflection._options.path / "unreadable").symlink_to("/proc/self/mem")
+    report = reflection.episodes.purge(gone)
+    assert report.episodes == 1
+    assert [left.partition("(")[0] for left in report.left] == [
+        f"{folder / 'damaged-1.db'}: it cannot be deleted ",
+        f"{reflection._options.path / 'unreadable'}: it cannot be read ",
+    ]
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="which file holds SQLite's locks is known for Linux")
+def test_the_look_at_the_files_releases_no_lock_of_the_spool(make: Any) -> None:
+    reflection = make(every=9)
+    gone = go(reflection, "task", "ann")
+    reflection._core.keeper.outage.spool.add(Given(reward=Reward(value=1), names=("another one",)))
+    assert reflection.episodes.purge(gone).complete
+    spool = str(reflection._options.path / "spool.db")
+    ask = f"from reflect_middleware.backups_table import in_use, Path; print(in_use(Path({spool!r})))"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"
 
 
 def test_every_line_of_the_page_names_a_test_that_exists() -> None:

@@ -14,7 +14,7 @@ from reflect_middleware.store import BaseLessonStore
 from .conftest import agent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from reflect_middleware import Reflection
@@ -120,6 +120,34 @@ def test_a_store_object_of_ones_own_that_breaks(make: Any) -> None:
     reflection.wrap(agent(model)).invoke({"messages": "refund order 1"})
     assert [message.type for message in model.calls[0]] == ["system", "human"]
     assert any("the server went away" in f.message for f in reflection.doctor() if not f.ok)
+
+
+class Interrupted(Flaky):
+    """A store in whose writing something else happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], Any]] = []
+
+    def upsert(self, namespace: Namespace, entries: Sequence[Entry]) -> None:
+        super().upsert(namespace, entries)
+        if self.meanwhile:
+            self.meanwhile.pop()()
+
+
+def test_a_store_that_is_filled_while_a_search_notices_a_restore_is_right() -> None:
+    store = Interrupted()
+    with testing.reflection(store=store) as reflection:  # PostgreSQL has its own tools for backups
+        kept = reflection.lessons.add(when="refund order", do="kept")
+        reflection.backup()
+        reflection.lessons.add(when="refund order", do="later")
+        assert sorted(found(reflection)) == ["kept", "later"]
+        reflection.restore()
+        store.meanwhile.append(lambda: reflection.lessons.search("refund order"))
+        index = inner(reflection)
+        index.lane.submit(lambda: index.sync(("default",))).result(60)
+        assert found(reflection) == ["kept"]
+        assert set(store.entries) == {kept.id}
 
 
 @pytest.mark.parametrize("store", ["exact", "chroma"])

@@ -24,7 +24,7 @@ def tasks(reflection: Any) -> list[str]:
     return [episode.task for episode in reversed(reflection.episodes.list(limit=None))]
 
 
-def test_by_days(make: Any) -> None:
+def test_by_days(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: '{"edits": []}'), every=2, retention=Retention(days=10))
     runs(reflection, "one", "two", "waits")
     keeper = reflection._core.housekeeper
@@ -33,7 +33,9 @@ def test_by_days(make: Any) -> None:
     assert tasks(reflection) == ["waits"]
     (record,) = reflection.reflections.list()
     assert (record.prompt, record.answer, len(record.episodes)) == ("", "", 2)
+    assert "no reflection has read" not in caplog.text
     assert keeper.apply(time.time() + 21 * DAY)["unread"] == 1
+    assert "dropped 1 episodes that no reflection has read" in caplog.text
     (entry,) = reflection.audit()
     assert (entry.action, entry.details) == ("retention", {"episodes": 2, "unread": 1, "reflections": 1})
 
