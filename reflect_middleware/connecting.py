@@ -84,6 +84,15 @@ def probe(url: str) -> None:
         connection.exec_driver_sql("SELECT 1")
 
 
+def dispose(engine: sa.Engine) -> None:
+    """Close an engine's connections: idle ones now, those in use as soon as they are given back.
+
+    SQLAlchemy would put these into a pool that nobody uses any more, and leave them to some garbage collection.
+    """
+    sa.event.listen(engine, "checkin", lambda _, record: record.invalidate())
+    engine.dispose()
+
+
 def explained(error: Exception, url: str) -> LedgerError:
     """A driver's error as ours: what happened, whether it passes by itself, and what to do."""
     shown, kind = sa.make_url(url).render_as_string(hide_password=True), kind_of(error)

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from reflect_middleware.counters import REFUSED, Count, Counters, words
 from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
-from reflect_middleware.lanes import Lane
+from reflect_middleware.lanes import Lane, once
 from reflect_middleware.namespaces import principal_of
 from reflect_middleware.options import Options
 from reflect_middleware.outage import Outage
@@ -32,6 +32,8 @@ from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.types import Preview
 
 logger = logging.getLogger(__name__)
+GRACE_SECONDS = 2.0
+"""How long claims may be given back, and files closed, where work has used `exit_timeout` up."""
 tracks: ContextVar[tuple[list[Session], ...]] = ContextVar("reflect_tracks", default=())
 
 
@@ -109,7 +111,10 @@ class Core:
         self.counters.add(where, text)
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait for records, rewards and due reflections; False if `timeout` seconds passed first."""
+        """Wait for records, rewards and due reflections; False if `timeout` seconds passed first.
+
+        And if one of them has called this, in a user's callable: it cannot be waited for there.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         left: Callable[[], float | None] = lambda: None if end is None else max(0.0, end - time.monotonic())  # noqa: E731
         done = all(lane.wait_idle(left()) for lane in self._lanes())
@@ -128,36 +133,39 @@ class Core:
                 self.parts.learner.lane.wait_idle(max(0.0, end - time.monotonic()))
         finally:  # also after a second Ctrl-C
             self.keeper.outage.close()
-            self._close_parts()
+            self._close_parts(max(GRACE_SECONDS, end - time.monotonic()))
             self.counters.close()
             for lane in (self.keeper.judge, self.finder.lane, self.calls, self.keeper.writer, self.housekeeper.lane):
                 lane.stop()
 
-    def _close_parts(self) -> None:
-        """Close what is open; a ledger that hangs is not waited for longer than `exit_timeout`."""
-        if self.keeper.outage.up:
+    def _close_parts(self, seconds: float) -> None:
+        """Close what is open; a ledger or a store that hangs is waited for no longer than this."""
+        try:
+            done = once("close", self.parts.close)
+        except RuntimeError:  # while the interpreter ends, Python may refuse to begin a thread
             self.parts.close()
-            return
-        with contextlib.suppress(TimeoutError):
-            Lane("close").submit(self.parts.close).result(self.options.exit_timeout)
+        else:
+            with contextlib.suppress(TimeoutError):
+                done.result(seconds)
 
     def renew(self) -> None:
         """Start afresh in a forked child."""
         for part in (self.parts, self.finder, self.keeper, self.counters):
             part.renew()
 
-    def _lanes(self) -> list[Lane | Outage]:
+    def _lanes(self) -> Iterator[Lane | Outage]:
         """In the order in which work moves on; the writer again at the end, for what failed on the way.
 
-        And twice at first: it queues behind each record what that sets off.
+        And twice at first: it queues behind each record what that sets off. Only after that it is known which of the
+        other parts are in use.
         """
         keeper = self.keeper
-        lanes: list[Lane | Outage] = [keeper.writer, keeper.writer, keeper.judge, keeper.writer, keeper.outage]
+        yield from (keeper.writer, keeper.writer, keeper.judge, keeper.writer, keeper.outage)
         if self.parts.opened("learner"):
-            lanes.append(self.parts.learner.lane)
+            yield self.parts.learner.lane
         if self.parts.opened("index"):
-            lanes.append(self.parts.index.lane)
-        return [*lanes, keeper.writer]
+            yield self.parts.index.lane
+        yield keeper.writer
 
     def _plan(self, spec: Spec, graph_input: Any, config: Mapping[str, Any], context: Any) -> Plan | None:
         configurable = config.get("configurable") or {}

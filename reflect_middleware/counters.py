@@ -5,6 +5,7 @@ A broken embedder under a thousand runs per second must not become a thousand wr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -84,7 +85,8 @@ class Counters:
             self._pending[name] = Count(count=total, last=last or (before.last if before else ""), at=time.time())
             queued, self._queued = self._queued, True
         if not queued:
-            self.lane.submit(self._flush_soon)
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending; `settle` writes it
+                self.lane.submit(self._flush_soon)
 
     def repeats(self, kind: str) -> int | None:
         """How often a failure has happened since it was last told; None while it need not be told again."""
@@ -100,7 +102,7 @@ class Counters:
         self._hurry.set()
         try:
             if self._pending:
-                self.lane.submit(self._flush)
+                self._flush_now()
             return self.lane.wait_idle(timeout)
         finally:
             self._hurry.clear()
@@ -109,6 +111,12 @@ class Counters:
         """Count nothing more."""
         self._closed = True
         self.lane.stop()
+
+    def _flush_now(self) -> None:
+        try:
+            self.lane.submit(self._flush)
+        except RuntimeError:  # the interpreter is ending, and no thread begins any more
+            self._flush()
 
     def _flush_soon(self) -> None:
         if (rest := self._next - self._clock()) > 0:

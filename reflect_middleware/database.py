@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
-from reflect_middleware.connecting import explained, probe
+from reflect_middleware.connecting import dispose, explained, probe
 from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
 from reflect_middleware.hung import Connections
@@ -251,7 +251,7 @@ class Database:
             engine, self._engine = self._engine, None
         if engine is not None and self._pid == os.getpid():
             self._release()
-            engine.dispose()
+            dispose(engine)
 
     def close(self) -> None:
         """Close this process's connections for good."""
@@ -261,7 +261,7 @@ class Database:
             self._changes.close()
         if engine is not None and self._pid == os.getpid():
             self._release()
-            engine.dispose()
+            dispose(engine)
 
     def renew_connections(self, seconds: float) -> None:
         """After a server was away: open new connections, and end old ones that have been in use for so long."""
@@ -342,7 +342,7 @@ class Database:
             self._appending = []
         elif self._engine is not None:
             self._release()
-            self._engine.dispose()
+            dispose(self._engine)
 
     def _in_place(self) -> bool:
         """Whether the file that was opened is still the one of that name."""

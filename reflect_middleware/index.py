@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ class Index:
         self.lessons = lessons
         self.embedder = embedder
         self.lane = Lane("index")
+        weakref.finalize(self, self.lane.stop).atexit = False  # of a Reflection that nobody has closed
         self._open_store = None if options.store == "exact" else lambda context: open_store(options.store, context)
         self._failed = failed
         self._context = StoreContext(

@@ -43,8 +43,6 @@ class Keeper:
         self.outage.drained = self._drained
         self.timeout: float | None = None if core.options.run == "inline" else 2.0
         """Seconds a run waits at most for its commit; None (`run="inline"`): for all that follows from it, too."""
-        self.overdue: Future[Any] | None = None
-        """A commit that a run has stopped waiting for; until it is done no other run waits."""
         self._start()
 
     def renew(self) -> None:
@@ -53,6 +51,8 @@ class Keeper:
         self._start()
 
     def _start(self) -> None:
+        self.overdue: Future[Any] | None = None
+        """A commit that a run has stopped waiting for; until it is done no other run waits."""
         self._lock = threading.RLock()  # a garbage collection inside the lock may end an abandoned run
         self._unasked: OrderedDict[str, tuple[Callable[..., Any], float]] = OrderedDict()
         """Of runs that wait in the spool as the rest of an episode: their reward callable, and when they ended."""
@@ -71,8 +71,14 @@ class Keeper:
         done = self.writer.submit(lambda: self._write(session, status, error, ended))
         if self.core.options.run == "inline":
             settled = self.judge.submit(lambda: self._settle(done, session, ended.timestamp()))
-            return done if self.judge.within else settled  # a run inside a reflector, which the judge waits for
+            return done if self.awaited else settled
         return None if self.core.options.durability == "queue" else done
+
+    @property
+    def awaited(self) -> bool:
+        """Whether this is inside of a reflection or a reward callable, which others wait for: it waits for none."""
+        parts = self.core.parts
+        return self.judge.within or (parts.opened("learner") and parts.learner.lane.within)
 
     def result(self, given: Any) -> str | None:
         """The episode whose run gave exactly this object."""

@@ -66,10 +66,13 @@ class Lane:
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until every job submitted so far has run; False if `timeout` seconds passed first.
 
-        For lanes of one thread: a job of no content, put behind the others, says that they are done.
+        For lanes of one thread: a job of no content, put behind the others, says that they are done. False at once
+        inside of what one of its jobs has begun, which that job may be waiting for.
         """
         if self._pid != os.getpid():
             return True
+        if self.within:
+            return False
         try:
             self.submit(lambda: None).result(timeout)
         except TimeoutError:
@@ -118,6 +121,14 @@ class Lane:
             _thread.future = None
             del item, job, future, settle, result
             item = queue.get()
+
+
+def once(name: str, job: Callable[[], T]) -> Future[T]:
+    """Run one job on a thread of its own, which ends with it."""
+    lane = Lane(name)
+    done = lane.submit(job)
+    lane.stop()
+    return done
 
 
 def _within(lanes: frozenset[Lane], job: Callable[[], T]) -> T:

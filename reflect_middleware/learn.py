@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Learner:
         self.core = core
         self.options = core.options
         self.lane = Lane("reflect")
+        weakref.finalize(self, self.lane.stop).atexit = False  # of a Reflection that nobody has closed
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id()}"
         self.reflecting = Reflecting(core)
         self._queued: set[Namespace] = set()
@@ -82,6 +84,8 @@ class Learner:
 
     def reflect(self, namespace: Namespace) -> ReflectionReport:
         """Reflect on everything that has ended, in batches of the cadence's size, and wait for it."""
+        if self.lane.within:  # a reflector or `on_reflection` asks, which the lane waits for
+            return self._reflect_on_all(namespace)
         return self.lane.submit(carried(lambda: self._reflect_on_all(namespace))).result()
 
     def step(

@@ -45,7 +45,8 @@ def _due(core: Core, spec: Spec, config: RunnableConfig) -> Any:
     if namespace is None:
         return None
     if core.options.run == "inline":
-        return core.keeper.judge.submit(lambda: _safely(core, lambda: core.parts.learner.run_due_and_wait(namespace)))
+        due = core.keeper.judge.submit(lambda: _safely(core, lambda: core.parts.learner.run_due_and_wait(namespace)))
+        return None if core.keeper.awaited else due
     core.keeper.writer.submit(lambda: _safely(core, lambda: core.parts.learner.poke(namespace)))
     return None
 

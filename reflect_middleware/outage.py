@@ -174,6 +174,8 @@ class Outage:
         with self._lock:
             attempt = self._round
             self.check()
+        if self._stopped:
+            return False
         try:
             return attempt.result(timeout)
         except FutureTimeoutError:
@@ -200,7 +202,10 @@ class Outage:
         if not self._recovering and not self._stopped:
             self._recovering = True
             self._refused.clear()
-            self.lane.submit(self._recover)
+            try:
+                self.lane.submit(self._recover)
+            except RuntimeError:  # the interpreter is ending, and no thread begins any more
+                self._recovering, self._stopped = False, True
 
     def _recover(self) -> None:
         """Try until it succeeds."""
@@ -223,8 +228,8 @@ class Outage:
             attempt.set_result(False)
             self._recover()
 
-        database = self.core.parts.ledger.database
         try:
+            database = self.core.parts.ledger.database
             with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
                 database.probe()
                 database.renew_connections(HANG_SECONDS)

@@ -13,7 +13,7 @@ from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
 from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
 from reflect_middleware.giving import give
-from reflect_middleware.lanes import Lane, awaited
+from reflect_middleware.lanes import awaited, once
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
@@ -405,7 +405,7 @@ class Reflection:
 
     async def aclose(self) -> None:
         """Async twin of `close`."""
-        await awaited(Lane("close").submit(self.close))
+        await awaited(once("close", self.close))
 
     def __enter__(self) -> Self:
         return self

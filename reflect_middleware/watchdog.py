@@ -78,8 +78,10 @@ class Watchdog:
         with self._lock:
             self._watched.append(watched)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="reflect-watchdog", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._watch, name="reflect-watchdog", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter is ending: the work is done unwatched
+                    thread.start()
+                    self._thread = thread
         try:
             yield
         finally:

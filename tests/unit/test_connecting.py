@@ -111,6 +111,15 @@ def test_the_pool_has_a_limit(ledger: Ledger) -> None:
     assert (pool.size(), pool._max_overflow, pool.timeout()) == (5, 10, 10.0)
 
 
+def test_a_connection_in_use_ends_with_its_use_once_the_ledger_is_closed(postgres: str) -> None:
+    ledger, given = Ledger(postgres), list[Any]()
+    with ledger.database.read() as connection:
+        given.append(connection.connection.driver_connection)
+        ledger.close()
+        assert not given[0].closed
+    assert given[0].closed
+
+
 def test_what_a_server_refuses_for_good_is_told_apart(ledger: Ledger) -> None:
     with pytest.raises(LedgerValueError, match="refuses this value") as found:
         ledger.episodes.reward_later("a\0b", Reward(value=1.0))
