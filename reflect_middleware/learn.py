@@ -257,9 +257,10 @@ class Learner:
         return namespace in self._seen or any(rule.fits(namespace) for rule in tuple(self.core.rules))
 
     def _remember(self, namespace: Namespace) -> None:
-        self._seen[namespace] = None
-        if len(self._seen) > SEEN:
-            self._seen.pop(next(iter(self._seen)), None)
+        with self._lock:
+            self._seen[namespace] = None
+            if len(self._seen) > SEEN:
+                self._seen.pop(next(iter(self._seen)))
 
 
 def no_model() -> ConfigurationError:

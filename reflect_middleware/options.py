@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def _retention(retention: Any) -> None:
 
 
 def _seconds(name: str, value: Any, *, positive: bool) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - not NaN
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < 0 or (positive and value == 0):
         raise ConfigurationError(name, value, f"seconds, a number {'above 0' if positive else 'from 0 on'}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from pathlib import Path
+import weakref
 from typing import Any
 
 from reflect_middleware.reflection import Reflection
@@ -11,15 +12,15 @@ from reflect_middleware.testing.embeddings import HashingEmbeddings
 
 
 class _Temporary(Reflection):
-    """Removes its folder when it is closed."""
+    """Removes its folder when it is closed, or forgotten."""
 
-    def __init__(self, folder: tempfile.TemporaryDirectory[str], model: Any, **settings: Any) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, model: Any, **settings: Any) -> None:
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         super().__init__(model, **settings)
 
     def close(self) -> None:
         super().close()
-        self._folder.cleanup()
+        self._remove()
 
 
 def reflection(model: Any = None, **settings: Any) -> Reflection:
@@ -32,9 +33,9 @@ def reflection(model: Any = None, **settings: Any) -> Reflection:
         model: The reflecting model, e.g. a `ScriptedChatModel`.
         settings: Any argument of `Reflection`.
     """
-    folder = tempfile.TemporaryDirectory(prefix="reflect-", ignore_cleanup_errors=True)
+    folder = tempfile.mkdtemp(prefix="reflect-")
     defaults: dict[str, Any] = {
-        "path": str(Path(folder.name)),
+        "path": folder,
         "store": "exact",
         "embeddings": HashingEmbeddings(),
         "min_similarity": -1.0,

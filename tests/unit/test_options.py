@@ -28,6 +28,7 @@ from reflect_middleware.errors import ConfigurationError, TemplateError, Unknown
         ({"reward_wait": -1}, r"reward_wait is -1; allowed: seconds"),
         ({"retrieve_timeout": 0}, r"retrieve_timeout is 0; allowed: seconds, a number above 0"),
         ({"lease": float("nan")}, r"lease is nan"),
+        ({"exit_timeout": float("inf")}, r"exit_timeout is inf"),
         ({"learn": "yes"}, r"learn is 'yes'; allowed: True or False"),
         ({"reward": 0.5}, r"reward is 0.5; allowed: a callable or None"),
         ({"decision": "yes"}, r"decision is 'yes'; allowed: a callable or None"),
