@@ -152,7 +152,7 @@ class Connections:
 
 
 class Packed:
-    """A statement's argument: a vector as pgvector's `vector_recv` reads it: its size, a reserved field, big-endian floats."""
+    """A statement's argument: a vector as `vector_recv` reads it: size, a reserved field, big-endian floats."""
 
     __slots__ = ("content",)
 
