@@ -57,7 +57,8 @@ class Connections:
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error as exc:
-            raise ConfigurationError("The pgvector store's URL", "(not shown)", "what libpq reads", str(exc)) from exc
+            told = str(exc).replace(url, "(the URL)")  # it may have a password, so neither it nor its error is shown
+            raise ConfigurationError("The pgvector store's URL", "(not shown)", "what libpq reads", told) from None
 
         class PackedDumper(Dumper):
             format = psycopg.pq.Format.BINARY
