@@ -63,6 +63,7 @@ class Index:
         self._context = StoreContext(
             path=options.path / (options.store.partition(":")[0] if isinstance(options.store, str) else "store"),
             vectors=self.vectors,
+            ledger_url=options.ledger_url,
             options=options.store_options,
         )
         self._exact = ExactStore(self.vectors)

@@ -169,6 +169,8 @@ class StoreContext:
     """The active lessons' vectors of a namespace, read from the ledger."""
     url: str = ""
     """The URL, if the store was named by one (`qdrant://host:6333`), else empty."""
+    ledger_url: str = ""
+    """Where the ledger is, as an SQLAlchemy URL with its password, for a store that lives beside it; else empty."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further settings from `store_options=`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
 import json
 import logging
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from reflect_adapters._lock import ProcessLock
+from reflect_adapters._names import hashed
 from reflect_middleware.errors import ReflectError, StoreError, StoreLockedError
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ if hasattr(os, "register_at_fork"):
 
 def collection_name(namespace: Namespace) -> str:
     """A name that Chroma allows; the readable namespace is in the collection's metadata."""
-    return "lessons-" + hashlib.sha256(json.dumps(namespace, ensure_ascii=True).encode()).hexdigest()[:48]
+    return f"lessons-{hashed(namespace)}"
 
 
 def _open(path: Path) -> ClientAPI:

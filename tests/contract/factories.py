@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from reflect_adapters.chroma import ChromaStore
+from reflect_adapters.pgvector import PgvectorStore
+from reflect_adapters.qdrant import QdrantFolderStore
 from reflect_middleware.exact import ExactStore
 
 FACTORIES = {
     "chroma": lambda path: ChromaStore(path / "chroma"),
     "exact": lambda path: ExactStore(),
+    "qdrant": lambda path: QdrantFolderStore(path / "qdrant"),
 }
 """Entry point name -> a function of the test's own folder that opens the store; each call opens the same data."""
+ON_POSTGRES = {
+    "pgvector": PgvectorStore,
+}
+"""The same for stores in PostgreSQL: functions of the URL of the test's own database."""

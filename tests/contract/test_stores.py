@@ -6,19 +6,24 @@ import pytest
 
 from reflect_middleware.registry import STORES, installed
 from reflect_middleware.testing import StoreContract
-from tests.contract.factories import FACTORIES
+from tests.contract.factories import FACTORIES, ON_POSTGRES
 
 
 class TestRegisteredStores(StoreContract):
-    @pytest.fixture(params=sorted(FACTORIES))
+    @pytest.fixture(params=sorted({*FACTORIES, *ON_POSTGRES}))
     def open_store(self, request, tmp_path):
-        return lambda: FACTORIES[request.param](tmp_path)
+        if request.param in FACTORIES:
+            return lambda: FACTORIES[request.param](tmp_path)
+        url = request.getfixturevalue("postgres")  # starts the server, so only where it is needed
+        return lambda: ON_POSTGRES[request.param](url)
 
 
 def test_every_registered_store_has_a_factory():
     registered = set(installed(STORES))
-    assert {"chroma", "exact"} <= registered, "the package is not installed, so no store is registered"
-    assert registered == set(FACTORIES), "add the store to tests/contract/factories.py"
+    assert {"chroma", "exact", "pgvector", "qdrant"} <= registered, (
+        "the package is not installed, so no store is registered"
+    )
+    assert registered == {*FACTORIES, *ON_POSTGRES}, "add the store to tests/contract/factories.py"
 
 
 def test_an_edited_contract_fails():
