@@ -171,6 +171,8 @@ class StoreContext:
     """The URL, if the store was named by one (`qdrant://host:6333`), else empty."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further settings from `store_options=`."""
+    given: object = None
+    """The user's own object, if the store was named by one that an adapter wraps. It is never closed by us."""
 
 
 StoreFactory = Callable[[StoreContext], LessonStore]
