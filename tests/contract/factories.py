@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.store.memory import InMemoryStore
 
 from reflect_adapters.chroma import ChromaStore
+from reflect_adapters.langchain import LangChainStore, LessonVectors
 from reflect_adapters.langgraph import LangGraphStore
 from reflect_middleware.exact import ExactStore
 
 FACTORIES = {
     "chroma": lambda path: ChromaStore(path / "chroma"),
     "exact": lambda path: ExactStore(),
+    "langchain": lambda path: LangChainStore(InMemoryVectorStore(LessonVectors())),
     "langgraph": lambda path: LangGraphStore(InMemoryStore()),
 }
 """Entry point name -> a function of the test's own folder that opens the store; each call opens the same data."""

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.store.memory import InMemoryStore
 
 from reflect_middleware import registry
@@ -136,6 +137,7 @@ def test_without_any_entry_point_the_error_says_to_install(plugins):
     ("spec", "todo"),
     [
         (InMemoryStore, "not the class"),
+        (InMemoryVectorStore, "not the class"),
         (object(), "BaseLessonStore"),
         (ExactStore, "not the class"),
         (None, "BaseLessonStore"),
