@@ -63,7 +63,8 @@ class Reflection:
         every: How many ready episodes of a namespace make a reflection due, at least 1; or a Cadence.
         path: Folder for ledger and store. The environment's REFLECT_PATH wins.
         ledger: SQLAlchemy URL of the ledger instead of a file in `path`; `namespace` must then be given.
-        store: The vector store: an installed store's name or URL, or a `LessonStore`.
+        store: The vector store: an installed store's name or URL, a `LessonStore`, a LangGraph `BaseStore`,
+            or a LangChain `VectorStore`.
         store_options: Further settings for the store.
         embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 STORES = "reflect_middleware.stores"
 """Entry points of this group name a `StoreFactory`."""
+WRAPPERS = "reflect_middleware.store_wrappers"
+"""Entry points of this group name a `StoreFactory` too. Their own name is a class (`langgraph.store.base.BaseStore`):
+the factory gets objects of that class, or of one derived from it, as the context's `given`."""
 EMBEDDERS = "reflect_middleware.embedders"
 """Entry points of this group name a callable without arguments that gives a langchain `Embeddings`."""
 DEFAULT_EMBEDDERS = ("local", "chroma")
@@ -47,6 +50,8 @@ def check_store(spec: object) -> None:
     """
     if isinstance(spec, str):
         _check_module("store", spec, _store_point(spec))
+    elif (point := _wrapper(spec)) is not None:
+        _check_module("store", spec, point)
     else:
         _as_store(spec)
 
@@ -55,19 +60,24 @@ def open_store(spec: object, context: StoreContext) -> LessonStore:
     """The store that `spec` names, or `spec` itself if it is one.
 
     Args:
-        spec: an installed store's name (`chroma`), a URL whose scheme is one (`qdrant://host`), or a `LessonStore`.
-        context: for the store's factory; its `url` is filled in here.
+        spec: an installed store's name (`chroma`), a URL whose scheme is one (`qdrant://host`), a `LessonStore`, or an
+            object of a class that an installed adapter wraps (a LangGraph `BaseStore`).
+        context: for the store's factory; its `url` and `given` are filled in here.
 
     Raises:
         UnknownStoreError: no installed store has this name.
         ConfigurationError: neither a name nor a store.
         StoreError: the store failed to open; `StoreLockedError` if another process has it.
     """
-    if not isinstance(spec, str):
-        return _as_store(spec)
-    point = _store_point(spec)
+    if isinstance(spec, str):
+        return _made(_store_point(spec), replace(context, url=spec if "://" in spec else ""))
+    point = _wrapper(spec)
+    return _as_store(spec) if point is None else _made(point, replace(context, given=spec))
+
+
+def _made(point: EntryPoint, context: StoreContext) -> LessonStore:
     try:
-        store = point.load()(replace(context, url=spec if "://" in spec else ""))
+        store = point.load()(context)
     except ReflectError:
         raise
     except Exception as exc:
@@ -124,13 +134,23 @@ def _store_point(spec: str) -> EntryPoint:
     return points[name]
 
 
+def _wrapper(spec: object) -> EntryPoint | None:
+    """The adapter of the nearest class of an object that has one. Nothing is imported: classes are known by name."""
+    if isinstance(spec, type | LessonStore):
+        return None
+    points = installed(WRAPPERS)
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(spec).__mro__)
+    return next((points[name] for name in names if name in points), None)
+
+
 def _as_store(spec: object) -> LessonStore:
     if isinstance(spec, LessonStore) and not isinstance(spec, type):
         return spec
-    allowed = f"an installed store's name or URL ({_names(installed(STORES))}), or an object of a LessonStore class"
+    allowed = (
+        f"an installed store's name or URL ({_names(installed(STORES))}), an object of a LessonStore class, or of one "
+        f"that an adapter wraps ({_names(installed(WRAPPERS))})"
+    )
     todo = "Subclass reflect_middleware.store.BaseLessonStore, and give an object of it, not the class."
-    if _is_a(spec, "langchain_core.vectorstores", "VectorStore") or _is_a(spec, "langgraph.store.base", "BaseStore"):
-        todo = "LangChain vector stores and LangGraph stores cannot be used yet: name one of the installed stores."
     raise ConfigurationError("store", spec, allowed, todo)
 
 
@@ -144,7 +164,7 @@ def _is_embeddings(value: object) -> bool:
     return not isinstance(value, type) and _is_a(value, "langchain_core.embeddings", "Embeddings")
 
 
-def _check_module(what: str, spec: str, point: EntryPoint) -> None:
+def _check_module(what: str, spec: object, point: EntryPoint) -> None:
     try:
         found = importlib.util.find_spec(point.module) is not None
     except ImportError:

@@ -173,6 +173,8 @@ class StoreContext:
     """Where the ledger is, as an SQLAlchemy URL with its password, for a store that lives beside it; else empty."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further settings from `store_options=`."""
+    given: object = None
+    """The user's own object, if the store was named by one that an adapter wraps. It is never closed by us."""
 
 
 StoreFactory = Callable[[StoreContext], LessonStore]

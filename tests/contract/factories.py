@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from langchain_core.vectorstores import InMemoryVectorStore
+from langgraph.store.memory import InMemoryStore
+
 from reflect_adapters.chroma import ChromaStore
+from reflect_adapters.langchain import LangChainStore, LessonVectors
+from reflect_adapters.langgraph import LangGraphStore
 from reflect_adapters.pgvector import PgvectorStore
 from reflect_adapters.qdrant import QdrantFolderStore
 from reflect_middleware.exact import ExactStore
@@ -11,6 +16,8 @@ FACTORIES = {
     "chroma": lambda path: ChromaStore(path / "chroma"),
     "exact": lambda path: ExactStore(),
     "qdrant": lambda path: QdrantFolderStore(path / "qdrant"),
+    "langchain": lambda path: LangChainStore(InMemoryVectorStore(LessonVectors())),
+    "langgraph": lambda path: LangGraphStore(InMemoryStore()),
 }
 """Entry point name -> a function of the test's own folder that opens the store; each call opens the same data."""
 ON_POSTGRES = {

@@ -20,7 +20,7 @@ class TestRegisteredStores(StoreContract):
 
 def test_every_registered_store_has_a_factory():
     registered = set(installed(STORES))
-    assert {"chroma", "exact", "pgvector", "qdrant"} <= registered, (
+    assert {"chroma", "exact", "langchain", "langgraph", "pgvector", "qdrant"} <= registered, (
         "the package is not installed, so no store is registered"
     )
     assert registered == {*FACTORIES, *ON_POSTGRES}, "add the store to tests/contract/factories.py"

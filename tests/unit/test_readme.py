@@ -11,6 +11,7 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.store.memory import InMemoryStore
 
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
@@ -50,6 +51,7 @@ def given() -> Mapping[str, Any]:
         "prompt": ChatPromptTemplate([("system", "{lessons}"), ("human", "{question}")]),
         "run_id": str(uuid4()),
         "MyStore": MyStore,
+        "my_base_store": InMemoryStore(),
         "my_embeddings": HashingEmbeddings(),
     }
 

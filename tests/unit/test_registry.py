@@ -21,6 +21,7 @@ from reflect_middleware.errors import (
 from reflect_middleware.exact import ExactStore
 from reflect_middleware.store import StoreContext
 from reflect_middleware.testing import HashingEmbeddings
+from reflect_middleware.testing.store_contract import entries
 
 
 @pytest.fixture
@@ -34,12 +35,13 @@ def plugins(monkeypatch):
     module = ModuleType("made_up_plugin")
     module.__spec__ = importlib.machinery.ModuleSpec("made_up_plugin", None)
     monkeypatch.setitem(sys.modules, "made_up_plugin", module)
-    announced = {registry.STORES: {}, registry.EMBEDDERS: {}}
+    announced = {registry.STORES: {}, registry.WRAPPERS: {}, registry.EMBEDDERS: {}}
 
     def announce(group, **functions):
         for name, function in functions.items():
-            setattr(module, name, function)
-            value = f"{'made_up_plugin' if function else 'missing_plugin.deep'}:{name}"
+            attribute = name.replace(".", "_")
+            setattr(module, attribute, function)
+            value = f"{'made_up_plugin' if function else 'missing_plugin.deep'}:{attribute}"
             announced[group][name] = importlib.metadata.EntryPoint(name, value, group)
 
     monkeypatch.setattr(registry, "installed", announced.__getitem__)
@@ -92,6 +94,34 @@ def test_an_object_is_taken_as_it_is(context):
     assert registry.open_store(store, context) is store
 
 
+def test_an_object_that_an_adapter_wraps_is_given_to_it(context):
+    given = InMemoryStore()
+    registry.check_store(given)
+    store = registry.open_store(given, context)
+    store.upsert(("a",), entries(1))
+    store.close()
+    assert [item.value["id"] for item in given.search(())] == ["id-0"]
+
+
+def test_an_object_is_wrapped_by_its_nearest_class(plugins, context):
+    class Mine(InMemoryStore):
+        """A class of the user's."""
+
+    seen = []
+    names = {"langgraph.store.base.BaseStore": None, "langgraph.store.memory.InMemoryStore": None}
+    names["langgraph.store.memory.InMemoryStore"] = lambda context: seen.append(context.given) or ExactStore()
+    plugins(registry.WRAPPERS, **names)
+    given = Mine()
+    assert isinstance(registry.open_store(given, context), ExactStore)
+    assert seen == [given]
+
+
+def test_a_wrapper_whose_module_is_missing_is_refused_early(plugins):
+    plugins(registry.WRAPPERS, **{"langgraph.store.base.BaseStore": None})
+    with pytest.raises(ConfigurationError, match=r"'missing_plugin\.deep' is missing"):
+        registry.check_store(InMemoryStore())
+
+
 @pytest.mark.parametrize("call", [registry.check_store, lambda spec: registry.open_store(spec, None)])
 def test_an_unknown_name_lists_the_installed_ones(call):
     with pytest.raises(UnknownStoreError, match=r"'qdrnt'; installed: .*chroma, exact"):
@@ -106,8 +136,8 @@ def test_without_any_entry_point_the_error_says_to_install(plugins):
 @pytest.mark.parametrize(
     ("spec", "todo"),
     [
-        (InMemoryVectorStore(HashingEmbeddings()), "cannot be used yet: name one of the installed"),
-        (InMemoryStore(), "cannot be used yet: name one of the installed"),
+        (InMemoryStore, "not the class"),
+        (InMemoryVectorStore, "not the class"),
         (object(), "BaseLessonStore"),
         (ExactStore, "not the class"),
         (None, "BaseLessonStore"),
