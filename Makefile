@@ -65,12 +65,12 @@ clean:  ## remove the environments and caches
 
 # One stamp per set of packages: set-up runs again only when pyproject.toml changes.
 $(VENV)/.test: WANT = test
-$(VENV)/.test: SIZE = about 140 MB
+$(VENV)/.test: SIZE = about 170 MB
 $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
 $(VENV)/.dev: WANT = dev
-$(VENV)/.dev: SIZE = about 290 MB
+$(VENV)/.dev: SIZE = about 320 MB
 $(VENV)/.upstream: WANT = upstream
 $(VENV)/.upstream: SIZE = about 155 MB
 $(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from benchmarks.ledgers import AGENT, K, Size, embeddings, filled, known_lessons, prose, record
 from reflect_middleware import Reflection
+from reflect_middleware.cadence import EveryEpisodes
 from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.schema import aliases, episodes, reflections, running
@@ -150,16 +151,12 @@ class Subject:
         return lambda: self.ledger.episodes.abandon(before)
 
     def ready(self) -> Timed:
-        """Is a reflection due?"""
-        return lambda: self.ledger.reflections.ready(self.namespace)
-
-    def next_ready_at(self) -> Timed:
-        """When is the next one?"""
-        return lambda: self.ledger.reflections.next_ready_at(self.namespace)
+        """Is a reflection due, and if not, when?"""
+        return lambda: self.ledger.work.standing(self.namespace, CADENCE)
 
     def waiting(self) -> Timed:
-        """Which namespaces have something to reflect on?"""
-        return self.ledger.reflections.waiting
+        """A worker's look: where do all namespaces stand? Its cost grows with their number."""
+        return lambda: self.ledger.work.standings(CADENCE)
 
     def take(self) -> Timed:
         """Claim a batch."""
@@ -219,7 +216,7 @@ class Subject:
         claim, self.claim = self.claim, None
         if claim is not None:
             self.ledger.reflections.release(claim)
-        while self.ledger.reflections.ready(self.namespace, most=K) < K:
+        while self.ledger.work.standing(self.namespace, CADENCE).backlog.ready < K:
             self.put()()
 
     def _claimed(self) -> Claim:
@@ -259,6 +256,9 @@ class Subject:
         return found
 
 
+CADENCE = EveryEpisodes(K)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Old:
     """An episode of long ago."""
@@ -292,7 +292,6 @@ RUNS: Sequence[Operation] = (
 )
 REFLECTIONS: Sequence[Operation] = (
     Operation(title="is one due", prepare=Subject.ready),
-    Operation(title="when is the next", prepare=Subject.next_ready_at),
     Operation(title="which namespaces wait", prepare=Subject.waiting),
     Operation(title="abandon", prepare=Subject.abandon),
     Operation(title=f"claim {K}", prepare=Subject.take),

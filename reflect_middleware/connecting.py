@@ -18,6 +18,7 @@ from reflect_middleware.errors import (
     LedgerValueError,
     MissingExtraError,
 )
+from reflect_middleware.libpq import LIBPQ, TIMEOUTS
 from reflect_middleware.places import newest_backup
 
 CHECKPOINT_PAGES = 4_000
@@ -35,18 +36,6 @@ POOL: dict[str, Any] = {
 """Connections to a server: five are kept, ten more at most; a thread waits 10 s for one; none lives over 30 min."""
 PING_AFTER = 5.0
 """Seconds of rest after which a connection is tried before it is used."""
-LIBPQ: dict[str, Any] = {
-    "application_name": "reflect-middleware",
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
-}
-"""A server that is gone without a word is given up after 5 s (connecting) or 25 s (waiting). The URL may differ."""
-TIMEOUTS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
-"""What the server ends for us. Options in the URL come after these, and win."""
 SQLITE_KINDS: dict[str, type[LedgerError]] = {
     **dict.fromkeys(("CORRUPT", "NOTADB"), LedgerDamagedError),
     **dict.fromkeys(("CONSTRAINT", "TOOBIG", "MISMATCH", "RANGE"), LedgerValueError),

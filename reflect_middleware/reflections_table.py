@@ -15,13 +15,10 @@ from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import changed_since, hold, lock, mark_for_review
-from reflect_middleware.schema import episodes, running, unread, waits
+from reflect_middleware.schema import episodes, running
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
-from reflect_middleware.work_table import SLACK, check, note_failure, note_success, ready, spend
-
-LAST = 1e18
-"""After every time (epoch seconds)."""
+from reflect_middleware.work_table import EVER, SLACK, check, note_failure, note_success, ready, spend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,36 +38,6 @@ class ReflectionTable:
     def __init__(self, database: Database, lessons: LessonTable) -> None:
         self.db = database
         self.lessons = lessons
-
-    def ready(self, namespace: Namespace, at: float | None = None, *, most: int | None = None) -> int:
-        """How many episodes of a namespace count towards K at a time (epoch seconds; now by default).
-
-        Args:
-            namespace: The namespace.
-            at: The time.
-            most: Counting stops here, whatever a backlog holds; None counts them all.
-        """
-        found = sa.select(sa.literal(1)).where(*self._ready(namespace, self.db.now() if at is None else at)).limit(most)
-        with self.db.read() as connection:
-            return int(connection.execute(sa.select(sa.func.count()).select_from(found.subquery())).scalar_one())
-
-    def next_ready_at(self, namespace: Namespace) -> float | None:
-        """When the next waiting episode will count (epoch seconds of this process's clock); None if none waits."""
-        now = self.db.now()
-        soon = sa.select(sa.func.min(episodes.c.ready_at) - now).where(
-            episodes.c.namespace == to_key(namespace), waits, episodes.c.ready_at > now
-        )
-        with self.db.read() as connection:
-            wait = connection.execute(soon).scalar()
-        return None if wait is None else self.db.clock() + wait
-
-    def waiting(self) -> tuple[Namespace, ...]:
-        """Namespaces with ended episodes that no reflection has read, claims with an ended lease included."""
-        free = sa.select(episodes.c.namespace).where(unread)
-        stuck = sa.select(table.c.namespace).where(*self._over())
-        with self.db.read() as connection:
-            rows = connection.execute(sa.union(free, stuck)).all()
-        return tuple(from_key(row.namespace) for row in rows)
 
     def release_expired(self) -> tuple[Namespace, ...]:
         """Give back the batches of processes that have died; gives the namespaces of which there were any."""
@@ -109,7 +76,7 @@ class ReflectionTable:
                 return None
             query = (
                 sa.select(episodes.c.id)
-                .where(*self._ready(namespace, LAST if whatever else self.db.now()))
+                .where(*ready(self.db, to_key(namespace), EVER if whatever else self.db.now()))
                 .order_by(episodes.c.ended_at, episodes.c.id)
                 .limit(at_most)
                 .with_for_update(skip_locked=True)
@@ -177,11 +144,6 @@ class ReflectionTable:
             note_success(connection, self.db, claim.namespace)
             spend(connection, self.db, tokens)
             return True
-
-    def amend(self, record: ReflectionRecord) -> None:
-        """Replace what is kept of a finished reflection."""
-        with self.db.write() as connection:
-            self._body(connection, record)
 
     def fail(
         self,
@@ -270,9 +232,6 @@ class ReflectionTable:
         """A running reflection whose lease has ended. One that reaches further than a lease can is of a wrong clock."""
         now = self.db.now()
         return running, sa.or_(table.c.lease_until < now, table.c.lease_until - table.c.lease > now + SLACK)
-
-    def _ready(self, namespace: Namespace, at: Any) -> tuple[Any, ...]:
-        return ready(self.db, to_key(namespace), at)
 
 
 def _batch(reflection_id: str, claimed: Sequence[str]) -> tuple[Any, ...]:

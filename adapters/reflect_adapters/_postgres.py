@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.errors import ConfigurationError, MissingExtraError, ReflectError, StoreError
+from reflect_middleware.libpq import LIBPQ, TIMEOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,18 +17,6 @@ if TYPE_CHECKING:
     from reflect_middleware.store import Vector
 
 T = TypeVar("T")
-LIBPQ: dict[str, Any] = {
-    "application_name": "reflect-middleware",
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
-}
-"""A server that is gone without a word is given up after 5 s (connecting) or 25 s (waiting). The URL may differ."""
-TIMEOUTS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
-"""What the server ends for us. Options in the URL come after these, and win."""
 _inherited: list[Any] = []
 """What came with a fork: kept, so that no garbage collection closes the parent's connections."""
 

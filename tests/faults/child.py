@@ -26,8 +26,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from reflect_middleware import Reflection, views
+from reflect_middleware.cadence import EveryEpisodes
 from reflect_middleware.errors import LedgerError, LessonStateError, ReflectError
-from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 from reflect_middleware.types import now
 from tests.faults.tripwire import Trip, Tripwire
@@ -335,14 +335,14 @@ def _change(
 def finish(child: Child) -> None:
     """A restart: it goes on until nothing waits and nobody holds a batch any more."""
     reflection, until = child.reflection(), time.monotonic() + 60
-    table: ReflectionTable = reflection._core.parts.ledger.reflections
+    ledger = reflection._core.parts.ledger
     while time.monotonic() < until:
         for user in USERS:
             report = reflection.reflect(namespace=(SHOP, user))
             if report.error:
                 child.notes.tell("failed", where="finish", text=report.error)
-        running = any(record.status == "running" for record in table.find(limit=None))
-        if not running and not table.waiting():
+        running = any(record.status == "running" for record in ledger.reflections.find(limit=None))
+        if not running and not ledger.work.standings(EveryEpisodes(1)):
             break
         threading.Event().wait(child.orders.lease / 4)
     reflection.close()

@@ -18,6 +18,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
 from reflect_middleware import Reward, get_episode_id, rewards_table, testing
+from reflect_middleware.cadence import EveryEpisodes
 from reflect_middleware.errors import RewardError, TargetError
 from reflect_middleware.schema import rewards as table
 from tests.invariants.graphs import asking
@@ -316,7 +317,8 @@ def test_an_early_reward_does_not_forestall_the_reward_callable(make: Any) -> No
     told, ready = Told(), []
 
     def judge(episode: Episode) -> bool:
-        ready.append((reflection._core.parts.ledger.reflections.ready(("default",)), len(episode.rewards)))
+        standing = reflection._core.parts.ledger.work.standing(("default",), EveryEpisodes(1))
+        ready.append((standing.backlog.ready, len(episode.rewards)))
         return True
 
     reflection = make(testing.ScriptedChatModel(['{"edits": []}']), every=1, reward=judge)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reflect_middleware.cadence import EveryEpisodes
 from reflect_middleware.desk import Change
 from reflect_middleware.episodes_table import EpisodeTable, Record
 from reflect_middleware.ledger import Ledger
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPACE = ("shop",)
+ONE = EveryEpisodes(1)
 HOUR = 3_600.0
 Open = "Callable[..., Ledger]"
 
@@ -127,7 +129,9 @@ def test_a_lease_is_measured_by_the_servers_clock(on_postgres: Any) -> None:
     assert won is not None
     put(early)
     assert claim(early) is None
-    assert early.reflections.waiting() == (SPACE,)  # for its episode, not for the claim
+    assert [standing.namespace for standing in early.work.standings(ONE)] == [
+        SPACE
+    ]  # for its episode
     assert late.reflections.renew(won, 30.0)
     assert claim(early) is None
     assert late.reflections.renew(won, -1.0)
@@ -142,16 +146,16 @@ def test_a_lease_is_measured_by_the_servers_clock(on_postgres: Any) -> None:
 def test_a_host_whose_clock_is_wrong_neither_delays_nor_hurries(on_postgres: Any, ahead: float) -> None:
     wrong, right = on_postgres(ahead), on_postgres()
     put(wrong)
-    assert right.reflections.ready(SPACE) == 1
+    assert right.work.standing(SPACE, ONE).backlog.ready == 1
     put(wrong, wait=600.0)
-    assert right.reflections.ready(SPACE) == 1
+    assert right.work.standing(SPACE, ONE).backlog.ready == 1
     for ledger in (wrong, right):
-        at = ledger.reflections.next_ready_at(SPACE)
-        assert at is not None
-        assert 590.0 < at - ledger.database.clock() <= 600.0
+        wait = ledger.work.standing(SPACE, ONE).next_ready
+        assert wait is not None
+        assert 590.0 < wait <= 600.0
     later = put(wrong, wait=600.0)
     wrong.episodes.open_for_reflection(later, wrong.database.clock())
-    assert right.reflections.ready(SPACE) == 2
+    assert right.work.standing(SPACE, ONE).backlog.ready == 2
 
 
 def test_a_clock_put_back_leaves_no_claim_standing(on_sqlite: Any) -> None:
@@ -167,7 +171,7 @@ def test_a_clock_put_back_delays_no_episode(on_sqlite: Any) -> None:
     before, after = on_sqlite(2 * HOUR), on_sqlite()
     put(before)
     put(after, wait=600.0)
-    assert after.reflections.ready(SPACE) == 1
+    assert after.work.standing(SPACE, ONE).backlog.ready == 1
 
 
 def test_a_clock_put_back_a_little_changes_nothing(on_sqlite: Any) -> None:

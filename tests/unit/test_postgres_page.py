@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from reflect_middleware import testing
-from reflect_middleware.connecting import LIBPQ, PING_AFTER, POOL, TIMEOUTS
+from reflect_middleware.connecting import PING_AFTER, POOL
+from reflect_middleware.libpq import LIBPQ, TIMEOUTS
 from tests.loop.conftest import RULE, adding, agent
 
 PAGE = (Path(__file__).parents[2] / "docs" / "postgres.md").read_text()
