@@ -129,9 +129,7 @@ def test_a_lease_is_measured_by_the_servers_clock(on_postgres: Any) -> None:
     assert won is not None
     put(early)
     assert claim(early) is None
-    assert [standing.namespace for standing in early.work.standings(ONE)] == [
-        SPACE
-    ]  # for its episode
+    assert [standing.namespace for standing in early.work.standings(ONE)] == [SPACE]  # for its episode
     assert late.reflections.renew(won, 30.0)
     assert claim(early) is None
     assert late.reflections.renew(won, -1.0)
