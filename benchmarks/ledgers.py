@@ -254,6 +254,14 @@ def record(size: Size, number: int, lessons: Sequence[str], chance: random.Rando
     return Record(episode=episode, ready_at=0.0, aliases=(*names, "out:" + f"{chance.getrandbits(256):064x}"))
 
 
+LATEST = (
+    sa.select(schema.reflections.c.namespace, sa.func.max(schema.reflections.c.started_at))
+    .where(schema.reflections.c.status == "done")
+    .group_by(schema.reflections.c.namespace)
+)
+"""When each namespace was reflected on: what a commit notes."""
+
+
 def filled(size: Size, url: str) -> None:
     """Fill the ledger at a URL, unless that was done before."""
     database = Database(url)
@@ -264,6 +272,7 @@ def filled(size: Size, url: str) -> None:
             return
     (_into_sqlite if database.is_sqlite else _into_postgres)(Filling(size), url)
     with database.write() as connection:
+        connection.execute(schema.work.insert().from_select(["namespace", "reflected_at"], LATEST))
         connection.execute(schema.meta.insert().values(key="filled", value=size.name))
     database.close()
 

@@ -181,7 +181,10 @@ reflections = sa.Table(
 )
 running = reflections.c.status == sa.literal_column("'running'", sa.Text)
 """Somebody's claim. Its lease is in no index, so that PostgreSQL can renew it in place."""
+released = reflections.c.status == sa.literal_column("'released'", sa.Text)
+"""Was cut off by the end of its process."""
 _few("reflections_running", reflections.c.namespace, where=running)
+_few("reflections_released", reflections.c.namespace, reflections.c.status, reflections.c.started_at, where=released)
 work = sa.Table(
     "work",
     metadata,

@@ -13,7 +13,7 @@ from reflect_middleware.due import Quota, Standing, day_of, rest_after, until_to
 from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import current
-from reflect_middleware.schema import dead, episodes, reflections, running, spent, unread, waits
+from reflect_middleware.schema import dead, episodes, reflections, released, running, spent, unread, waits
 from reflect_middleware.schema import work as table
 from reflect_middleware.types import Namespace, combined
 
@@ -121,7 +121,7 @@ def _query(database: Database, names: sa.CTE, at: float, most: int, *, whatever:
     last = sa.select(table.c.reflected_at).where(table.c.namespace == name)
     cut_off = (
         reflections.c.namespace == name,
-        reflections.c.status == "released",
+        released,
         reflections.c.started_at > sa.func.coalesce(last.correlate(names).scalar_subquery(), 0.0),
     )
     oldest = sa.select(episodes.c.ended_at).where(*counts).order_by(episodes.c.ended_at).limit(1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from langgraph.store.base import BaseStore, PutOp
@@ -32,6 +33,8 @@ ROOT = "reflect_lessons"
 """The first part of every namespace of ours in the user's store."""
 BATCH = 500
 """So many items are written in one call; drivers have limits on the parameters of a statement."""
+AGAIN = 10
+"""So often a search is made again that somebody else's write into the same dictionary broke."""
 FIRST_LIMIT = 10_000
 """So many items a search asks for; where there are more, it asks again for four times as many."""
 
@@ -60,6 +63,7 @@ class LangGraphStore(BaseLessonStore):
 
     def __init__(self, store: BaseStore) -> None:
         self._store = store
+        self._turn = threading.Lock() if isinstance(store, InMemoryStore) else nullcontext()
         lasting = not isinstance(store, InMemoryStore)
         self.capabilities = Capabilities(exact=True, persistent=lasting, multi_process=lasting)
 
@@ -96,12 +100,20 @@ class LangGraphStore(BaseLessonStore):
         """All items, by one call, which sees one moment: pages would overlap where items share their time of change."""
         limit = FIRST_LIMIT
         with _wrapped("reading"):
-            while len(found := self._store.search(_place(namespace), limit=limit, refresh_ttl=False)) >= limit:
+            while len(found := self._search(_place(namespace), limit)) >= limit:
                 limit *= 4
         return found
 
+    def _search(self, place: tuple[str, str], limit: int) -> list[SearchItem]:
+        """An `InMemoryStore` has no lock: we wait for our own writes, and search again after one of somebody else's."""
+        with self._turn:
+            for _ in range(AGAIN if isinstance(self._store, InMemoryStore) else 0):
+                with suppress(RuntimeError):
+                    return self._store.search(place, limit=limit, refresh_ttl=False)
+            return self._store.search(place, limit=limit, refresh_ttl=False)
+
     def _write(self, puts: Sequence[PutOp]) -> None:
-        with _wrapped("writing"):
+        with _wrapped("writing"), self._turn:
             for start in range(0, len(puts), BATCH):
                 self._store.batch(puts[start : start + BATCH])
 

@@ -40,6 +40,7 @@ FEW: dict[str, tuple[str, tuple[str, ...]]] = {
     "episodes_owned": ("principal != ''", ("episodes", "principal", "namespace", "started_at")),
     "rewards_early": ("{waiting}", ("rewards", "waiting", "seq", "at")),
     "reflections_running": ("status = 'running'", ("reflections", "namespace")),
+    "reflections_released": ("status = 'released'", ("reflections", "namespace", "status", "started_at")),
 }
 """Indices over the rows that a condition picks. SQLite knows no booleans, and says `= 1`."""
 

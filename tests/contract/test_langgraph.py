@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.embeddings import Embeddings
@@ -14,7 +18,7 @@ from reflect_adapters import langgraph as adapter
 from reflect_adapters.langgraph import LangGraphStore, open_store
 from reflect_middleware import Reflection
 from reflect_middleware.errors import ConfigurationError, StoreError
-from reflect_middleware.store import StoreContext
+from reflect_middleware.store import Entry, StoreContext
 from reflect_middleware.testing import StoreContract
 from reflect_middleware.testing.embeddings import HashingEmbeddings
 from reflect_middleware.testing.store_contract import entries, vectors
@@ -121,3 +125,30 @@ def test_lessons_are_found_through_the_users_own_store(tmp_path):
             reflection.flush()
         assert [one.lesson.id for one in found] == [lesson.id]
     assert [item.value["id"] for item in given.search(("reflect_lessons",))] == [lesson.id]
+
+
+def test_a_search_survives_somebody_elses_writes():
+    """An `InMemoryStore` has no lock: without a second try, some of these searches fail."""
+    given = InMemoryStore()
+    store, other = LangGraphStore(given), LangGraphStore(given)
+    made = entries(200)
+    store.upsert(("a",), made)
+    stop, before = threading.Event(), sys.getswitchinterval()
+
+    def write():
+        for number in itertools.count(200):
+            if stop.is_set():
+                return
+            other.upsert(("a",), [Entry(id=f"id-{number}", vector=made[0].vector)])
+            other.delete(("a",), [f"id-{number}"])
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write)
+            try:
+                assert all(len(store.ids(("a",))) in {200, 201} for _ in range(300))
+            finally:
+                stop.set()
+    finally:
+        sys.setswitchinterval(before)
