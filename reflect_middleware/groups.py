@@ -97,7 +97,7 @@ def nothing_new(batch: Batch) -> tuple[Skipped, ...]:
 
 
 def diverge(one: Sequence[Beat], other: Sequence[Beat]) -> tuple[int, int] | None:
-    """The first beats, as indexes, in which two rollouts differ; the length where one has ended before.
+    """The first beats, as indexes, in which two rollouts differ; what follows the last common one if one does no more.
 
     What was done counts first (calls with their arguments, answers of people, whether it failed), because results and
     words differ for reasons that decide nothing. Only where all that was done is the same do results count, then words.
@@ -169,10 +169,14 @@ def _parted(
             return here, there
     if len(first) == len(second):
         return None
-    common = min(len(first), len(second))
-    return tuple(  # type: ignore[return-value]
-        signed[common][0] if len(signed) > common else len(beats) for signed, beats in ((first, one), (second, other))
-    )
+    return _next(first, len(second)), _next(second, len(first))
+
+
+def _next(signed: Sequence[tuple[int, tuple[str, ...]]], common: int) -> int:
+    """The beat after `common` signed ones; what follows the last one where there are no more."""
+    if len(signed) > common:
+        return signed[common][0]
+    return signed[-1][0] + 1 if signed else 0
 
 
 def _done(beat: Beat) -> tuple[str, ...]:
