@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -242,3 +243,16 @@ def test_nothing_is_left_out_where_that_would_leave_lessons_to_review_without_ep
     pair = (episode(1, TASK, 1.0), episode(2, TASK, 1.0))
     assert nothing_new(batch(*pair, lessons=(lesson,))) == ()
     assert nothing_new(batch(*pair, episode(3, "b"), lessons=(lesson,))) != ()
+
+
+def test_the_page_shows_what_a_prompt_looks_like():
+    page = (Path(__file__).parents[2] / "docs" / "reflecting.md").read_text()
+    printed = page.split("```text\n")[1].split("\n```")[0]
+    look = Step(kind="tool", name="look_up", input='{"order": 1182}', output="340 EUR")
+    ask = Step(kind="tool", name="ask", input='{"who": "manager"}', output="approved")
+    refused = call('{"amount": 340}', "refused")
+    rule = "needs a manager above 200 EUR"
+    text = render(
+        batch(episode(1, TASK, 0.0, look, refused, comment=rule), episode(2, TASK, 1.0, look, ask)), 5_000, len
+    )
+    assert text == f"Lessons so far: none\n\n{printed}"
