@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reflect_middleware.alike import alike, telling
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reflect_middleware.batch import Batch
     from reflect_middleware.rollout import Beat
     from reflect_middleware.store import Vector
-    from reflect_middleware.types import Episode
+    from reflect_middleware.types import Episode, Reward
 
 SIMILAR = 0.92
 """Cosine from which two tasks of the same numbers, codes and order of words read alike.
@@ -67,6 +67,12 @@ def grouped(batch: Batch) -> list[Group]:
     return [
         Group(handles=_best_first(members, known), same=first not in alike_only) for first, members in joined.items()
     ]
+
+
+def side_by_side(batch: Batch) -> Batch:
+    """The batch with its episodes in the order in which groups show them, so that handles count up down the page."""
+    known = batch.episode_handles
+    return replace(batch, episodes=tuple(known[handle] for group in grouped(batch) for handle in group.handles))
 
 
 def to_compare(episodes: Sequence[Episode]) -> tuple[str, ...]:
@@ -148,8 +154,9 @@ def _silent(members: Sequence[Episode]) -> str:
 
 def _says(episode: Episode, *, well: bool) -> bool:
     """Whether an episode says more than its reward."""
-    people = any(reward.comment or reward.correction for reward in episode.rewards)
-    if people or episode.status != "completed" or episode.error or any(step.error for step in episode.trajectory):
+    if any(_worded(reward) for reward in episode.rewards):
+        return True
+    if episode.status != "completed" or episode.error or any(step.error for step in episode.trajectory):
         return True
     if any(step.kind in ("interrupt", "resume", "retry") for step in episode.trajectory):
         return True
@@ -157,6 +164,12 @@ def _says(episode: Episode, *, well: bool) -> bool:
     if well:
         return any(_TROUBLE.search(result) for result in results)
     return bool(results or episode.reference)
+
+
+def _worded(reward: Reward) -> bool:
+    """Whether a reward has words of its own; praise that was read out of the run itself is none."""
+    found = reward.source in ("implicit", "self") and reward.value >= 1.0
+    return bool(reward.correction or (reward.comment and not found))
 
 
 def _parted(

@@ -17,7 +17,7 @@ from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
 from reflect_middleware.due import blameless
 from reflect_middleware.errors import ConfigurationError, LessonStateError, ReflectError, ReflectorError
 from reflect_middleware.forks import gate
-from reflect_middleware.groups import to_compare
+from reflect_middleware.groups import side_by_side, to_compare
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
@@ -54,6 +54,7 @@ class Reflecting:
             try:
                 with self._holding(claim):
                     batch = self._batch(claim)
+                    record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
                     answer = self._ask(batch)
                     report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
@@ -77,7 +78,7 @@ class Reflecting:
         episodes = table.many(claim.episodes)
         recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
         related = nearby.related(self.core.parts, claim.namespace, episodes)
-        return Batch(
+        batch = Batch(
             namespace=claim.namespace,
             episodes=episodes,
             lessons=related,
@@ -86,6 +87,7 @@ class Reflecting:
             vectors=self._task_vectors(episodes),
             tokens_left=self.core.parts.ledger.work.tokens_left(self.options.quota),
         )
+        return side_by_side(batch)
 
     def _task_vectors(self, episodes: Sequence[Episode]) -> dict[str, Vector]:
         """Vectors of the tasks that may read alike; without a working embedder only equal words count."""

@@ -59,8 +59,9 @@ def test_the_report_and_the_record_say_what_was_cut_and_skipped(make):
     assert cut.episode == next(e.id for e in reflection.episodes.list() if "long" in e.task)
     assert 0 < cut.characters < cut.of_characters
     assert "characters cut]" in model.prompts[0]
-    assert "Not shown: E1, E3 (2 runs of one task" in model.prompts[0]
-    assert len(skip.episodes) == 2
+    assert "Not shown: E1, E2 (2 runs of one task" in model.prompts[0]
+    assert skip.episodes == record.episodes[:2], "handles count up along the groups"
+    assert cut.episode == record.episodes[2]
 
 
 @pytest.fixture

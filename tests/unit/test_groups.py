@@ -230,6 +230,15 @@ def test_one_rollout_alone_and_tasks_that_only_read_alike_are_read():
     assert nothing_new(batch(episode(1, TASK, 1.0), episode(2, POLITE, 1.0), vectors=near)) == ()
 
 
+def test_praise_that_was_read_out_of_the_run_itself_says_nothing_new():
+    def thanked(number: int, value: float) -> Episode:
+        own = Reward(value=value, source="implicit", comment="the user's next message: thanks")
+        return episode(number, TASK, rewards=(Reward(value=1.0), own))
+
+    assert nothing_new(batch(thanked(1, 1.0), thanked(2, 1.0))) != ()
+    assert nothing_new(batch(thanked(1, 0.5), thanked(2, 0.5))) == ()
+
+
 def test_rewards_of_one_mean_and_other_keys_are_not_the_same():
     def judged(number: int, right: float, tone: float) -> Episode:
         return episode(number, rewards=(Reward(value=right, key="right"), Reward(value=tone, key="tone")))
