@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class Batch:
     """By task, its vector where an embedder works: tasks that read alike stand side by side."""
     tokens_left: int | None = None
     """What is left of the day's tokens (`daily_tokens`); None without a limit."""
+    released: Callable[[], bool] = field(default=lambda: False, compare=False)
+    """True once the batch was given back, e.g. by `close()`: what is learned from it then has no effect."""
 
     @property
     def rewards(self) -> dict[str, Sequence[Reward]]:

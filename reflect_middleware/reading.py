@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from reflect_middleware.errors import ReflectorError
 from reflect_middleware.fit import Rollout
 from reflect_middleware.prompts import NOTES
 from reflect_middleware.segments import Note, Segment, chosen, note, note_chars, segments
@@ -64,6 +65,8 @@ class Reader:
         question = NOTES.format(words=limit // CHARS)
         so_far = Reading(prompt=question)
         for segment in wanted:
+            if batch.released():
+                return replace(so_far, error=ReflectorError("The batch was given back while it was read."))
             try:
                 so_far = self._noted(so_far, segment, question, limit, invoke)
             except Exception as error:  # noqa: BLE001 - any model, any provider; the batch goes back

@@ -76,7 +76,8 @@ class ModelReflector:
         count_tokens: Text to its number of tokens; the default is a cautious guess.
         prompt: Instructions that replace ours. The form of the answer is added to them.
         segments: Most calls of one reflection that read long trajectories part by part and take notes, from 0. It does
-            so for an episode of which the prompt could show less than a tenth. A batch's `tokens_left` may allow fewer.
+            so for an episode longer than the prompt that shows less than a tenth of it. A batch's `tokens_left` may
+            allow fewer.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class ModelReflector:
         if packed.skipped and not packed.handles:
             return Answer(skipped=packed.skipped)
         reader = Reader(budget=self._budget, count=self._count, most=self._segments)
-        reading = reader.read(batch, too_long(packed.cut), self._invoke)
+        reading = reader.read(batch, too_long(packed.cut, len(packed.text)), self._invoke)
         if reading.notes:
             system, packed = self._packed(batch, reading)
         try:

@@ -86,6 +86,7 @@ class Reflecting:
             rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
             vectors=self._task_vectors(episodes),
             tokens_left=self.core.parts.ledger.work.tokens_left(self.options.quota),
+            released=lambda: claim.id in self._given_up,
         )
         return side_by_side(batch)
 

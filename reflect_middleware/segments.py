@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reflect_middleware.types import Cut
 
 SHARE = 0.1
-"""An episode of which the final context would show less than this share of its characters is read in segments first."""
+"""An episode longer than the whole prompt, of which less than this share would be shown, is read in segments first."""
 MOST_SEGMENTS = 100
 """Most segments read in one reflection; what lies beyond is said to be cut. At 16,000 tokens each, 1.6 million."""
 NOTE_CHARS = (240, 2_000)
@@ -55,9 +55,13 @@ class Note:
     text: str
 
 
-def too_long(cuts: Sequence[Cut]) -> list[str]:
-    """Ids of the episodes that the final context would show too little of."""
-    return [cut.episode for cut in cuts if cut.of_characters - cut.characters < SHARE * cut.of_characters]
+def too_long(cuts: Sequence[Cut], page: int) -> list[str]:
+    """Ids of the episodes that are longer than a page of so many characters, and of which it shows too little.
+
+    Short episodes of which there are too many for one page are cut, not read one by one.
+    """
+    long = (cut for cut in cuts if cut.of_characters > page)
+    return [cut.episode for cut in long if cut.of_characters - cut.characters < SHARE * cut.of_characters]
 
 
 def segments(rollout: Rollout, room: int, count: Callable[[str], int]) -> list[Segment]:

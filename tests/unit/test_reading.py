@@ -9,6 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from reflect_middleware.batch import Batch
+from reflect_middleware.cli_view import View
 from reflect_middleware.evidence import quoted
 from reflect_middleware.fit import Rollout
 from reflect_middleware.forget import scrubbed
@@ -107,6 +108,14 @@ def test_a_short_episode_beside_it_is_not_read_in_segments():
     assert all("migrate 2" not in text for text in model.asked[:-1])
 
 
+def test_many_episodes_that_are_short_are_not_read_one_by_one():
+    model = Model()
+    many = [long(n, steps=6) for n in range(60)]
+    answer = model.reflector()(batch(*many))
+    assert len(model.asked) == 1
+    assert len(answer.cut) == 60
+
+
 def test_no_more_calls_than_allowed_and_what_nobody_read_is_said():
     model = Model()
     answer = model.reflector(segments=4)(batch(long()))
@@ -151,6 +160,13 @@ def test_a_model_that_fails_while_reading_is_an_error_with_what_was_read():
     assert isinstance(caught.value.__cause__, ConnectionError)
     assert "first notes" in caught.value.answer.raw
     assert caught.value.answer.input_tokens > 0
+
+
+def test_a_batch_that_is_given_back_is_read_no_further():
+    model = Model()
+    with pytest.raises(UnusableAnswerError, match="given back"):
+        model.reflector()(batch(long(), released=lambda: len(model.asked) == 2))
+    assert len(model.asked) == 2
 
 
 def test_an_unusable_answer_keeps_the_account_of_what_was_read():
@@ -210,6 +226,20 @@ def test_a_purged_episode_leaves_no_account():
     )
     left = scrubbed(record, {"b"}, set())
     assert (left.episodes, left.cut, left.skipped) == (("a", "c"), (Cut(episode="a"),), ())
+
+
+def test_the_command_line_says_what_was_cut_and_what_was_not_read(capsys):
+    record = ReflectionRecord(
+        id="r",
+        namespace=NS,
+        status="done",
+        cut=(Cut(episode="a", steps=7, of_steps=9, characters=1_500, of_characters=2_000),),
+        skipped=(Skipped(episodes=("b", "c"), reason="2 runs of one task"),),
+    )
+    View().reflection(record)
+    said = capsys.readouterr().out
+    assert "cut: a: 7 of 9 steps and 1,500 of 2,000 characters cut\n" in said
+    assert "not read: b, c: 2 runs of one task\n" in said
 
 
 def turn(given: str, task: str) -> Episode:
