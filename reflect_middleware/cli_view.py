@@ -128,6 +128,8 @@ class View:
             "started": f"{_time(record.started_at)}, took {record.seconds:.1f} s",
             "tokens": f"{record.input_tokens} read, {record.output_tokens} written",
             "episodes": "\n".join(record.episodes),
+            "cut": "\n".join(f"{cut.episode}: {cut.text}" for cut in record.cut),
+            "not read": "\n".join(f"{', '.join(skip.episodes)}: {skip.reason}" for skip in record.skipped),
             "prompt": record.prompt,
             "answer": record.answer,
         }
