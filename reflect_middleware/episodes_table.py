@@ -20,6 +20,7 @@ from reflect_middleware.rewards_table import add, add_later, adopt, current, ins
 from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
+from reflect_middleware.slot import HELD_OUT
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
@@ -56,6 +57,8 @@ class Record:
     """A reviewer's decisions in this run. They do not end the wait for the episode's own reward."""
     sampled: bool = True
     """False: it does not count towards K unless it has a reward, or until one comes."""
+    measured: bool = False
+    """Whether it measured what was learned: no reflection reads it."""
 
 
 class EpisodeTable:
@@ -95,7 +98,7 @@ class EpisodeTable:
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
         exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
-        quick = not again and not record.rewards
+        quick = not (again or record.rewards or record.measured)
         if quick and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
             return
         with self.db.write() as connection:
@@ -108,6 +111,8 @@ class EpisodeTable:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
+            if record.measured:
+                connection.execute(table.update().where(table.c.id == episode.id).values(reflection_id=HELD_OUT))
             if not record.sampled:
                 judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current)
                 connection.execute(table.update().where(table.c.id == episode.id, judged).values(sampled=True))

@@ -207,12 +207,16 @@ class Keeper:
     ) -> Record:
         from reflect_middleware.recording import record_of
 
-        options, asked = self.core.options, self._reward_of(session) is not None
+        options, asked, slot = self.core.options, self._reward_of(session) is not None, session.plan.slot
         wait = options.reward_timeout if asked else options.reward_wait
+        held = slot is not None and bool(slot.alias)  # the practice asks for the reward itself, and reflects itself
+        if slot is not None and held:
+            wait, asked = slot.hold, True
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
-        return replace(record, sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample))
+        sampled = held or counts(status, record.episode.id, rewarded=False, sample=options.sample)
+        return replace(record, sampled=sampled, measured=slot is not None and slot.measured)
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""
@@ -239,7 +243,8 @@ class Keeper:
         return earlier
 
     def _reward_of(self, session: Session) -> Callable[..., Any] | None:
-        return session.plan.spec.reward or self.core.options.reward
+        slot = session.plan.slot
+        return None if slot is not None and slot.alias else session.plan.spec.reward or self.core.options.reward
 
     def _follow_up(self, session: Session, episode: Episode, ended: float) -> None:
         """What a stored run sets off, behind the commit: who waits for that goes on first, and two threads at once."""

@@ -17,6 +17,7 @@ from reflect_middleware.lanes import awaited, once
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
+from reflect_middleware.practising import Practising
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
@@ -52,7 +53,7 @@ class Track:
         return tuple(dict.fromkeys(session.episode_id for session in self._sessions if session.plan.learn))
 
 
-class Reflection:
+class Reflection(Practising):
     """Makes any LangGraph agent learn from its own runs.
 
     Building it touches no file, network, model or store; all open on first use.
