@@ -14,6 +14,7 @@ import reflect_middleware
 from reflect_middleware.cli_forget import register
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_practice import practice
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -54,6 +55,7 @@ lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
+app.command()(practice)
 app.command()(migrate)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")

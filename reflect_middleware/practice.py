@@ -11,25 +11,16 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from reflect_middleware.core import tracks
-from reflect_middleware.errors import LedgerUnavailableError, QuotaError, ReflectError
-from reflect_middleware.practice_plan import Budget, Place, Plan, Round, Used
-from reflect_middleware.practice_report import (
-    Outcome,
-    PracticeProgress,
-    PracticeReport,
-    Stopped,
-    measured,
-    outcome_of,
-    point,
-    points,
-    used_of,
-)
+from reflect_middleware.errors import LedgerUnavailableError, QuotaError
+from reflect_middleware.practice_known import Known
+from reflect_middleware.practice_plan import Budget, Phase, Place, Plan, Round, Used
+from reflect_middleware.practice_report import PracticeProgress, PracticeReport, Stopped, used_of
 from reflect_middleware.reward import call
 from reflect_middleware.slot import Slot, here
 
@@ -37,17 +28,15 @@ if TYPE_CHECKING:
     from reflect_middleware.core import Core
     from reflect_middleware.reflections_table import Claim
     from reflect_middleware.session import Session
-    from reflect_middleware.types import Episode, Namespace, ReflectionRecord
+    from reflect_middleware.types import Episode, Namespace
 
 logger = logging.getLogger(__name__)
 FAILURES = 3
 """After so many failed reflections in a row a practice stops."""
 BUSY_SECONDS = 0.2
 """How long it waits before it looks again whether another reflection of the namespace is over."""
-PORTION = 50
-"""Episodes that are read at once: of each, only its outcome is kept."""
-UNASKED = ("implicit", "self")
-"""Sources of rewards that no callable gives."""
+FINAL = ("interrupted", "failed", "daily_tokens")
+"""After such an end nothing more is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,37 +60,30 @@ class Course:
     def __init__(self, core: Core, job: Job) -> None:
         self.core = core
         self.job = job
-        self.outcomes: dict[str, Outcome] = {}
-        self.reflections: dict[str, ReflectionRecord] = {}
+        self.known = Known(core, job.plan, asked=job.reward is not None)
         self.stopped: Stopped | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._running = self._resumed = self._failures = self._wasted = 0
-        self._errors: list[str] = []
-        self._notes: dict[str, None] = {}
+        self._running = self._failures = 0
         self._left: list[str] = []
         self._began = self.job.clock()
         self._kept = 0.0
-        self._rounds = tuple(job.plan.rounds())
-        self._total = sum(len(found.places) for found in self._rounds)
-        self._tokens = 0
 
     def rounds(self) -> Iterator[Round]:
         """The rounds with the places that are still to be done; none after a stop, but for the last measurement."""
-        self._load()
-        for found in self._rounds:
-            if found.phase == "after":
-                self._once_more()
-            if self.stopped in ("interrupted", "failed", "daily_tokens"):
-                return
-            if self.stopped and (found.phase != "after" or not self._complete("before")):
-                continue
+        self.known.load(self._judged)
+        for found in self.known.teaching:
+            if self.stopped:
+                break
             self._tell(found.phase, found.epoch)
             began = self.job.clock()
-            yield replace(found, places=tuple(place for place in found.places if place.name not in self.outcomes))
+            yield replace(found, places=self.known.missing(found))
             if found.phase == "before":
                 self._kept = self.job.clock() - began
         self._once_more()
+        before, after = self.known.before, self.known.after
+        if self.stopped not in FINAL and before and after and not self.known.missing(before):
+            yield replace(after, places=self.known.missing(after))
 
     def rollout(self, place: Place) -> None:
         """Run the agent once, and ask for its reward. An error of the agent's is the episode's business."""
@@ -122,9 +104,8 @@ class Course:
     def ended(self, found: Round) -> None:
         """A round is over: reflect on what it taught."""
         if found.phase == "train" and self.stopped != "interrupted":
-            whole = next(r.places for r in self._rounds if r.number == found.number)
-            done = [self.outcomes[place.name].episode_id for place in whole if place.name in self.outcomes]
-            self._reflect([*self._left, *done])
+            whole = next(r for r in self.known.teaching if r.number == found.number)
+            self._reflect([*self._left, *(outcome.episode_id for outcome in self.known.done(whole))])
         self._tell(found.phase, found.epoch)
 
     def stop(self, why: Stopped) -> None:
@@ -135,36 +116,7 @@ class Course:
 
     def report(self) -> PracticeReport:
         """What is known now."""
-        plan, done = self.job.plan, list(self.outcomes.values())
-        curves = points(self._rounds, self.outcomes)
-        lessons = self._lessons()
-        shown = {lesson for outcome in done for lesson in outcome.shown}
-        return PracticeReport(
-            name=plan.name,
-            agent=plan.agent,
-            stopped=self.stopped or "done",
-            tasks=len(plan.train),
-            held_out=len(plan.held_out),
-            rollouts=plan.rollouts,
-            runs=len(done),
-            resumed=self._resumed,
-            runs_failed=sum(outcome.failed for outcome in done),
-            runs_interrupted=sum(outcome.interrupted for outcome in done),
-            runs_unjudged=sum(outcome.value is None for outcome in done),
-            epochs=curves["epochs"],
-            rounds=curves["rounds"],
-            before=next(iter(curves["before"]), None),
-            after=next(iter(curves["after"]), None),
-            measured=measured(self._rounds, self.outcomes),
-            reflections=tuple(r.id for r in self.reflections.values() if r.status == "done"),
-            errors=tuple(self._errors),
-            lessons=lessons,
-            useful=tuple(lesson.id for lesson in lessons if lesson.status == "active" and lesson.id in shown),
-            agent_tokens=used_of(done).tokens,
-            reflector_tokens=self._reflector_tokens,
-            seconds=self.job.clock() - self._began,
-            notes=(*self._notes, *_waiting(lessons)),
-        )
+        return self.known.report(self.stopped, self.job.clock() - self._began)
 
     # One rollout.
 
@@ -183,13 +135,12 @@ class Course:
 
     def _limit(self, place: Place) -> Any:
         """The limit that is reached; what the last measurement will need is kept for it."""
-        kept = Used()
-        if place.phase == "train" and self._rounds[0].phase == "before":
-            places = self._rounds[0].places
-            kept = used_of((self.outcomes[p.name] for p in places if p.name in self.outcomes), seconds=self._kept)
+        known, kept = self.known, Used()
+        if place.phase == "train":
+            kept = used_of(known.done(known.before), seconds=self._kept)
         seconds = self.job.clock() - self._began
-        tokens = self._tokens + self._reflector_tokens
-        used = Used(episodes=len(self.outcomes) + self._running, tokens=tokens, seconds=seconds)
+        tokens = known.tokens + known.reflector_tokens
+        used = Used(episodes=len(known.outcomes) + self._running, tokens=tokens, seconds=seconds)
         return self.job.budget.ended(used, kept)
 
     @contextlib.contextmanager
@@ -236,9 +187,9 @@ class Course:
         try:
             session = next((s for s in begun if s.plan.slot is not None and s.plan.slot.alias == place.name), None)
             if session is None:
-                self._note("runs were not recorded: the graph refused its input or config before it began")
+                self.known.note("runs were not recorded: the graph refused its input or config before it began")
             else:
-                self._keep(place, self._judged(place, self._read(session.episode_id)))
+                self.known.keep(place, self._judged(place, self._read(session.episode_id)))
         finally:
             with self._lock:
                 self._running -= 1
@@ -263,23 +214,21 @@ class Course:
             rewards = [self.core.keeper.cleaned(reward) for reward in call(self.job.reward, episode)]
         except Exception as error:  # noqa: BLE001 - the user's callable
             self.core.failed("reward", error)
-            self._note(f"the reward callable failed: {type(error).__name__}: {error}")
+            self.known.note(f"the reward callable failed: {type(error).__name__}: {error}")
             return episode
         if not rewards:
             return episode
         self.core.parts.ledger.practice.judge(episode.id, rewards)
         return self.core.parts.ledger.episodes.get(episode.id)
 
-    def _keep(self, place: Place, episode: Episode) -> None:
-        with self._lock:
-            self.outcomes[place.name] = kept = outcome_of(place, episode, asked=self.job.reward is not None)
-            self._tokens += kept.tokens
-
     # The reflection after a round.
 
     def _reflect(self, ids: list[str]) -> None:
         """Reflect on those of these episodes that nobody has read, and on no others that wait."""
-        table, spaces = self.core.parts.ledger.practice, {o.episode_id: o.namespace for o in self.outcomes.values()}
+        table, spaces = (
+            self.core.parts.ledger.practice,
+            {o.episode_id: o.namespace for o in self.known.outcomes.values()},
+        )
         waiting = table.unread(dict.fromkeys(ids))
         self._left = []
         for namespace in dict.fromkeys(spaces[i] for i in waiting):
@@ -294,7 +243,7 @@ class Course:
 
     def _once_more(self) -> None:
         """What a failed reflection has left at the end is tried again, until it is read or given up."""
-        while self._left and self.stopped not in ("interrupted", "failed", "daily_tokens"):
+        while self._left and self.stopped not in FINAL:
             self._reflect(self._left)
 
     def _claimed(self, namespace: Namespace, ids: list[str]) -> Claim | None:
@@ -319,81 +268,16 @@ class Course:
 
     def _run(self, claim: Claim) -> None:
         report = self.core.parts.learner.reflecting.run(claim)
-        self._know(report.reflections)
+        self.known.know(report.reflections)
         if not report.error:
             self._failures = 0
             return
-        self._errors.append(report.error)
+        self.known.errors.append(report.error)
         self._left += claim.episodes  # read with those of the next round
         self._failures += 1
         if self._failures >= FAILURES:
             self.stop("failed")
 
-    # What is known.
-
-    def _load(self) -> None:
-        """Take up what earlier calls did. Who was killed before it had asked for a reward asks now."""
-        ledger, places = self.core.parts.ledger, {place.name: place for found in self._rounds for place in found.places}
-        ids = ledger.practice.places(places)
-        by_id = {episode_id: places[name] for name, episode_id in ids.items()}
-        wanted, read = list(by_id), set[str]()
-        for first in range(0, len(wanted), PORTION):
-            for episode in ledger.episodes.many(wanted[first : first + PORTION]):
-                asked = any(reward.source not in UNASKED for reward in episode.rewards)
-                place = by_id[episode.id]
-                self._keep(place, episode if asked else self._judged(place, episode))
-                if place.phase == "train" and episode.reflection_id:
-                    read.add(episode.reflection_id)
-        self._resumed = len(self.outcomes)
-        self._know(read)
-
-    def _know(self, ids: Iterable[str]) -> None:
-        for reflection_id in ids:
-            with contextlib.suppress(ReflectError):  # purged meanwhile
-                self.reflections[reflection_id] = self.core.parts.ledger.reflections.get(reflection_id)
-
-    def _complete(self, phase: str) -> bool:
-        return all(p.name in self.outcomes for found in self._rounds if found.phase == phase for p in found.places)
-
-    @property
-    def _reflector_tokens(self) -> int:
-        return sum(record.input_tokens + record.output_tokens for record in self.reflections.values())
-
-    def _lesson_ids(self) -> tuple[str, ...]:
-        outcomes = [o for record in self.reflections.values() for o in record.outcomes if o.accepted and o.lesson_id]
-        return tuple(dict.fromkeys(outcome.lesson_id for outcome in outcomes))
-
-    def _lessons(self) -> tuple[Any, ...]:
-        from reflect_middleware.nearby import with_statistics
-
-        parts = self.core.parts
-        return tuple(with_statistics(parts, parts.ledger.lessons.many(self._lesson_ids())))
-
-    def _note(self, text: str) -> None:
-        with self._lock:
-            self._notes[text] = None
-
-    def _tell(self, phase: Any, epoch: int) -> None:
-        if self.job.tell is None:
-            return
-        with self._lock:
-            done = list(self.outcomes.values())
-            of_phase = [o for o in done if o.place.phase == phase and o.place.epoch == epoch]
-            progress = PracticeProgress(
-                name=self.job.plan.name,
-                phase=phase,
-                epoch=epoch,
-                done=len(done),
-                total=self._total,
-                success=point(phase, epoch, of_phase).success,
-                reflections=sum(record.status == "done" for record in self.reflections.values()),
-                lessons=len(self._lesson_ids()),
-                tokens=used_of(done).tokens + self._reflector_tokens,
-            )
-        self.core.safely("progress", lambda: self.job.tell and self.job.tell(progress))
-
-
-def _waiting(lessons: Iterable[Any]) -> tuple[str, ...]:
-    """What a reader should know where lessons wait for approval."""
-    count = sum(lesson.status == "candidate" for lesson in lessons)
-    return (f"{count} lessons wait for approval: no run has seen them",) if count else ()
+    def _tell(self, phase: Phase, epoch: int) -> None:
+        if (tell := self.job.tell) is not None:
+            self.core.safely("progress", lambda: tell(self.known.progress(phase, epoch)))

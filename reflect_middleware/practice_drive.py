@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def drive(course: Course, concurrency: int) -> None:
-    """Do a practice from sync code; a graph that is async only runs on an event loop of its own.
+def drive(course: Course, concurrency: int, *, use_async: bool | None = None) -> None:
+    """Do a practice from sync code; on an event loop of its own if that is asked for, or if the graph is async only.
 
     The first Ctrl-C lets what is under way come to its end, the second one is raised.
     """
     inside = contextvars.copy_context().run
-    if async_only(course.job.graph):
+    if async_only(course.job.graph) if use_async is None else use_async:
         _wait(course, [once("practice", lambda: inside(asyncio.run, adrive(course, concurrency)))])
         return
     lane = Lane("practice", threads=concurrency)

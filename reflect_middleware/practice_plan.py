@@ -60,26 +60,29 @@ class Plan:
     marks: Mapping[str, str] = field(default_factory=dict)
     """By key, a name for the task's input: another input under the same key is another task."""
 
-    def rounds(self) -> Iterator[Round]:
-        """Measure, practise, measure."""
-        yield from self._measuring("before")
+    def teaching(self) -> Iterator[Round]:
+        """Measure, then practise."""
+        if self.held_out:
+            yield self._measuring("before", 1)
         number = 0
         for epoch in range(1, self.epochs + 1):
             for first in range(0, len(self.train), self.every):
                 number += 1
                 some = self.train[first : first + self.every]
                 yield Round(phase="train", epoch=epoch, number=number, places=self._places("train", epoch, some))
-        yield from self._measuring("after")
 
-    def _measuring(self, phase: Phase) -> Iterator[Round]:
-        if self.held_out:
-            yield Round(phase=phase, epoch=0, number=0, places=self._places(phase, 0, self.held_out))
+    def last(self, series: int) -> Round | None:
+        """The last measurement: what was measured before more was practised is of an earlier series, from 1."""
+        return self._measuring("after", series) if self.held_out else None
 
-    def _places(self, phase: Phase, epoch: int, tasks: Sequence[Task]) -> tuple[Place, ...]:
+    def _measuring(self, phase: Phase, series: int) -> Round:
+        return Round(phase=phase, epoch=0, number=0, places=self._places(phase, 0, self.held_out, series))
+
+    def _places(self, phase: Phase, epoch: int, tasks: Sequence[Task], series: int = 1) -> tuple[Place, ...]:
         names = {task.key: digest(self.agent, task.key or "", self.marks.get(task.key or "", "")) for task in tasks}
         return tuple(
             Place(
-                name=f"practice:{self.name}:{names[task.key]}:{phase}:{epoch}:{rollout}",
+                name=f"practice:{self.name}:{names[task.key]}:{phase}:{epoch or series}:{rollout}",
                 phase=phase,
                 epoch=epoch,
                 rollout=rollout,

@@ -31,6 +31,8 @@ class Outcome:
     tokens: int
     failed: bool
     interrupted: bool
+    at: float
+    """When it began (epoch seconds)."""
     shown: frozenset[str]
     """Ids of the lessons in its prompt."""
 
@@ -150,6 +152,7 @@ def outcome_of(place: Place, episode: Episode, *, asked: bool) -> Outcome:
         tokens=episode.input_tokens + episode.output_tokens,
         failed=failed,
         interrupted=episode.status == "interrupted",
+        at=episode.started_at.timestamp(),
         shown=frozenset(exposure.lesson_id for exposure in episode.exposures if exposure.shown),
     )
 

@@ -89,6 +89,7 @@ class Practising:
         progress: Callable[[PracticeProgress], Any] | bool | None = None,
         config: RunnableConfig | None = None,
         context: Any = None,
+        use_async: bool | None = None,
     ) -> PracticeReport:
         """Run the agent on tasks, several times each, reflect on the rollouts of a task together, and measure it.
 
@@ -117,6 +118,8 @@ class Practising:
                 True for the bar anyway, False for silence.
             config: Of each run. With a checkpointer each run gets a thread of its own.
             context: Of each run.
+            use_async: True: run the agent by `ainvoke`, on an event loop of its own, as agents with async tools need;
+                None: if the graph is async only.
 
         Raises:
             ConfigurationError: If an argument or a task is not allowed, or nothing can be learned here.
@@ -126,7 +129,7 @@ class Practising:
         from reflect_middleware.practice_drive import drive
 
         given = {n: v for n, v in locals().items() if n not in ("self", "drive")}
-        return _run(self, given, lambda course: drive(course, concurrency))
+        return _run(self, given, lambda course: drive(course, concurrency, use_async=use_async))
 
     apractice = _twin(practice)
 
@@ -206,6 +209,8 @@ def _check(given: dict[str, Any]) -> None:
         )
     if name is not None and not (isinstance(name, str) and 0 < len(name.strip()) <= NAME_CHARS):
         raise ConfigurationError("name", name, f"a text of 1 to {NAME_CHARS} characters, or None")
+    if given["use_async"] not in (None, True, False):
+        raise ConfigurationError("use_async", given["use_async"], "True, False or None")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise ConfigurationError("progress", progress, "a callable, True, False or None")
 
