@@ -184,14 +184,17 @@ class Course:
         return {} if self.job.context is None else {"context": self.job.context}
 
     def _end(self, place: Place, begun: list[Session]) -> None:
+        episode: Episode | None = None
         try:
             session = next((s for s in begun if s.plan.slot is not None and s.plan.slot.alias == place.name), None)
             if session is None:
-                self.known.note("runs were not recorded: the graph refused its input or config before it began")
+                self.known.note("runs were not recorded: REFLECT is off, or the graph refused their input or config")
             else:
-                self.known.keep(place, self._judged(place, self._read(session.episode_id)))
+                episode = self._judged(place, self._read(session.episode_id))
         finally:
-            with self._lock:
+            with self._lock:  # together, so that no limit sees the run twice
+                if episode is not None:
+                    self.known.keep(place, episode)
                 self._running -= 1
         self._tell(place.phase, place.epoch)
 
@@ -225,11 +228,8 @@ class Course:
 
     def _reflect(self, ids: list[str]) -> None:
         """Reflect on those of these episodes that nobody has read, and on no others that wait."""
-        table, spaces = (
-            self.core.parts.ledger.practice,
-            {o.episode_id: o.namespace for o in self.known.outcomes.values()},
-        )
-        waiting = table.unread(dict.fromkeys(ids))
+        spaces = {outcome.episode_id: outcome.namespace for outcome in self.known.outcomes.values()}
+        waiting = self.core.parts.ledger.practice.unread(dict.fromkeys(ids))
         self._left = []
         for namespace in dict.fromkeys(spaces[i] for i in waiting):
             mine = [i for i in waiting if spaces[i] == namespace]

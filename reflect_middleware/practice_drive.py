@@ -29,9 +29,9 @@ def drive(course: Course, concurrency: int, *, use_async: bool | None = None) ->
     if async_only(course.job.graph) if use_async is None else use_async:
         _wait(course, [once("practice", lambda: inside(asyncio.run, adrive(course, concurrency)))])
         return
-    lane = Lane("practice", threads=concurrency)
+    lane, rounds = Lane("practice", threads=concurrency), course.rounds()
     try:
-        for found in course.rounds():
+        while (found := _wait(course, [lane.submit(lambda: next(rounds, None))])[0]) is not None:
             jobs = [functools.partial(contextvars.copy_context().run, _one, course, place) for place in found.places]
             _wait(course, [lane.submit(job) for job in jobs])
             _wait(course, [lane.submit(functools.partial(course.ended, found))])
@@ -79,8 +79,8 @@ def _one(course: Course, place: Place) -> None:
         raise
 
 
-def _wait(course: Course, futures: Sequence[Future[Any]]) -> None:
-    """Wait for all of them, then raise the first error."""
+def _wait(course: Course, futures: Sequence[Future[Any]]) -> list[Any]:
+    """Wait for all of them, then raise the first error, or give what they gave."""
     for future in futures:
         while not future.done():
             try:
@@ -90,5 +90,4 @@ def _wait(course: Course, futures: Sequence[Future[Any]]) -> None:
                     raise
                 course.stop("interrupted")
                 logger.warning("reflect: practice: what is under way is finished; Ctrl-C again leaves at once")
-    for future in futures:
-        future.result()
+    return [future.result() for future in futures]

@@ -100,9 +100,9 @@ def test_failed_reflections_are_an_exit_code(home: Path) -> None:
 
 
 def test_ctrl_c_is_an_exit_code(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reflect_middleware import practice_drive
+    from reflect_middleware.practice import Course
 
-    monkeypatch.setattr(practice_drive, "_wait", lambda course, _: course.stop("interrupted"))
+    monkeypatch.setattr(Course, "rollout", lambda self, _: self.stop("interrupted"))
     assert "stopped by you" in run("reflect practice my_agent:agent tasks.jsonl", code=130).stdout
 
 
