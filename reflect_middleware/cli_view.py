@@ -70,6 +70,7 @@ class View:
                 "do": lesson.do,
                 "because": lesson.because,
                 "sources": ", ".join(lesson.sources) or "added by hand",
+                "held back for": ", ".join(lesson.held),
                 "shown": f"in {lesson.shown} episodes, mean reward {_reward(lesson.shown_reward)}",
             },
         )
@@ -128,8 +129,10 @@ class View:
             "started": f"{_time(record.started_at)}, took {record.seconds:.1f} s",
             "tokens": f"{record.input_tokens} read, {record.output_tokens} written",
             "episodes": "\n".join(record.episodes),
+            "asked by": record.way,
             "prompt": record.prompt,
             "answer": record.answer,
+            "note": record.note,
         }
         edits = {f"edit {number}": _outcome(outcome) for number, outcome in enumerate(record.outcomes, 1)}
         self._fields(record, fields | edits)
@@ -232,6 +235,7 @@ def _status(lesson: Lesson) -> str:
         (lesson.pinned, "pinned"),
         (not lesson.supported, "unsupported"),
         (lesson.needs_review, "review"),
+        (bool(lesson.held), "of one task"),
     )
     return " ".join([lesson.status, *(word for said, word in notes if said)])
 
@@ -251,7 +255,9 @@ def _time(at: datetime) -> str:
 
 def _outcome(outcome: EditOutcome) -> str:
     verdict = "accepted" if outcome.accepted else "rejected"
-    return " ".join(part for part in (verdict, outcome.edit.op, outcome.lesson_id, outcome.reason) if part)
+    head = " ".join(part for part in (verdict, outcome.edit.op, outcome.lesson_id, outcome.reason) if part)
+    said = " - ".join(part for part in (outcome.edit.when, outcome.edit.do) if part)
+    return f"{head}\n{said}" if said else head
 
 
 def _report_row(report: ReflectionReport) -> tuple[Any, ...]:

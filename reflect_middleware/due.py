@@ -65,14 +65,15 @@ def rest_after(failures: int) -> float:
     return min(first * 2.0 ** min(failures - 1, 60), most)
 
 
-def counts(status: EpisodeStatus, episode_id: str, *, rewarded: bool, sample: float) -> bool:
+def counts(status: EpisodeStatus, episode_id: str, *, rewarded: bool, sample: float, seed: int | None = None) -> bool:
     """Whether an ended episode counts towards K: a share of the successes that nobody has judged, and all others.
 
-    The same episode always draws the same number, whoever asks.
+    The same episode always draws the same number under the same seed, whoever asks.
     """
     if status != "completed" or rewarded or sample >= 1:
         return True
-    drawn = hashlib.blake2b(episode_id.encode(), digest_size=8).digest()
+    salt = b"" if seed is None else str(seed).encode()[:16]
+    drawn = hashlib.blake2b(episode_id.encode(), digest_size=8, salt=salt).digest()
     return int.from_bytes(drawn, "big") < sample * 2**64
 
 

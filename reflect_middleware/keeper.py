@@ -212,7 +212,8 @@ class Keeper:
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
-        return replace(record, sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample))
+        chosen = counts(status, record.episode.id, rewarded=False, sample=options.sample, seed=options.seed)
+        return replace(record, sampled=chosen)
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reflect_middleware.prompts import CUT_STEPS, CUT_TEXT, LESSONS_SO_FAR, NO_LESSONS, NO_REWARD, REFUSED_BEFORE
+from reflect_middleware.prompts import CUT_STEPS, CUT_TEXT, HELD, LESSONS_SO_FAR, NO_LESSONS, NO_REWARD, REFUSED_BEFORE
 from reflect_middleware.rollout import Beat, beats, last_words
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def _standing(lesson: Lesson) -> str:
         earned = "" if lesson.shown_reward is None else f" with mean reward {lesson.shown_reward:.3g}"
         marks.append(f"shown in {lesson.shown}{earned}")
     marks += ["pinned: leave it"] if lesson.pinned else []
+    marks += [HELD.format(values=", ".join(lesson.held))] if lesson.held else []
     marks += ["look again: a reward came after it was learned"] if lesson.needs_review else []
     return ", ".join(marks)
 

@@ -19,6 +19,7 @@ from reflect_middleware.errors import ConfigurationError, LessonStateError, Refl
 from reflect_middleware.forks import gate
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
+from reflect_middleware.refusals import LOOKED_AT, refused_before
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ class Reflecting:
     def _batch(self, claim: Claim) -> Batch:
         table = self.core.parts.ledger.episodes
         episodes = table.many(claim.episodes)
-        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
+        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=LOOKED_AT)
         related = nearby.related(self.core.parts, claim.namespace, episodes)
         return Batch(
             namespace=claim.namespace,
             episodes=episodes,
             lessons=related,
             earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
-            rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
+            rejected=refused_before(recent, related),
         )
 
     def _ask(self, batch: Batch) -> Answer:
@@ -100,6 +101,7 @@ class Reflecting:
                     budget_tokens=self.options.reflector_budget,
                     count_tokens=self.options.count_tokens,
                     prompt=self.options.prompt,
+                    seed=self.options.seed,
                 )
             return self._model_reflector
 
@@ -269,6 +271,7 @@ def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> Reflectio
         update={
             "prompt": answer.prompt,
             "answer": answer.raw,
+            "way": answer.way,
             "note": answer.note,
             "input_tokens": answer.input_tokens,
             "output_tokens": answer.output_tokens,
