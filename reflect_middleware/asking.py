@@ -41,8 +41,11 @@ def ways(model: Any) -> tuple[str, ...]:
 
     First the method that its own package prefers, then the others that it names, then plain text.
     """
-    structured = getattr(model, "with_structured_output", None)
-    method = inspect.signature(structured).parameters.get("method") if callable(structured) else None
+    try:
+        structured = getattr(model, "with_structured_output", None)
+        method = inspect.signature(structured).parameters.get("method") if callable(structured) else None
+    except Exception:  # noqa: BLE001 - langchain's chains of models look at type hints that need not be there
+        structured = method = None
     if method is None:
         return (*([TOOLS] if callable(structured) else []), TEXT, ONE_MESSAGE)
     named = re.findall(r"['\"](\w+)['\"]", str(method.annotation)) or METHODS
