@@ -8,22 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reflect_middleware.opposite import contradict
-from reflect_middleware.particular import particular
 from reflect_middleware.restating import restated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reflect_middleware.batch import Batch
+    from reflect_middleware.particular import Tasks
     from reflect_middleware.types import Episode, Lesson
 
 QUOTED = 120
 """Characters of a text that a reason repeats."""
 
 
-def one_tasks_own(when: str, do: str, batch: Batch, *, old: str = "") -> tuple[tuple[str, ...], str]:
-    """The values that only one task of the batch has and `old` has not, and what to say of them."""
-    found = [(value, episode) for value, episode in particular(when, do, batch.episodes) if value.text not in old]
+def one_tasks_own(when: str, do: str, batch: Batch, tasks: Tasks, *, old: str = "") -> tuple[tuple[str, ...], str]:
+    """The values that only one of the batch's tasks has and `old` has not, and what to say of them."""
+    found = [(value, episode) for value, episode in tasks.particular(when, do) if value.text not in old]
     if not found:
         return (), ""
     named = ", ".join(f"{value.kind} {value.text[:QUOTED]!r} ({batch.handle(e.id)})" for value, e in found)

@@ -13,7 +13,7 @@ from reflect_middleware.alike import union, weakest
 from reflect_middleware.checks import contradicted, one_tasks_own, told_already
 from reflect_middleware.desk import Change, Desk, Limits, Plan
 from reflect_middleware.evidence import episode_text, found, quoted
-from reflect_middleware.particular import still_particular
+from reflect_middleware.particular import Tasks
 from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, LessonStatus
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def curate(
     desk = Desk(
         batch.namespace, existing, vectors, threshold=limits.duplicate, by=reflection_id, at=clock(), more=more or {}
     )
-    judge = _Judge(batch=batch, desk=desk, limits=limits, by_hand=approval == "human")
+    judge = _Judge(batch=batch, tasks=Tasks(batch.episodes), desk=desk, limits=limits, by_hand=approval == "human")
     order = sorted(range(len(edits)), key=lambda number: edits[number].op == "add")
     judged = {number: judge.outcome(number, edits[number]) for number in order}
     outcomes = _keep_cap(desk, limits.lessons, [judged[number] for number in range(len(edits))])
@@ -126,6 +126,7 @@ class _Judge:
     """Decides about one edit after the other and lays what is accepted on the desk."""
 
     batch: Batch
+    tasks: Tasks
     desk: Desk
     limits: Limits
     by_hand: bool
@@ -207,7 +208,7 @@ class _Judge:
 
     def _refuse_new_values(self, when: str, do: str, old: Sequence[Lesson]) -> None:
         """A lesson that stands gets no value of one task: it would lose what makes it useful."""
-        _, reason = one_tasks_own(when, do, self.batch, old="\n".join(lesson.text for lesson in old))
+        _, reason = one_tasks_own(when, do, self.batch, self.tasks, old="\n".join(lesson.text for lesson in old))
         if reason:
             raise _RefusedError(reason, lasting=True)
 
@@ -219,7 +220,7 @@ class _Judge:
         if twin:
             return self._confirm(twin, case)
         self._refuse_needless(case, when, do)
-        held, own = one_tasks_own(when, do, self.batch)
+        held, own = one_tasks_own(when, do, self.batch, self.tasks)
         why = "; ".join(filter(None, ("" if case.supported else case.unsupported, own)))
         return self._new(case, when, do, sources=case.sources, held=held), why and f"kept as a candidate: {why}"
 
@@ -240,7 +241,7 @@ class _Judge:
 
     def _still_held(self, lesson: Lesson, text: str) -> tuple[str, ...]:
         """The values for which a lesson waits, if it must still wait with this text."""
-        return lesson.held if still_particular(text, lesson.held, self.batch.episodes) else ()
+        return lesson.held if self.tasks.still_particular(text, lesson.held) else ()
 
     def _promoted(self, lesson: Lesson, held: tuple[str, ...]) -> LessonStatus:
         """A candidate that waited for evidence or general words becomes active with them, unless a person decides."""

@@ -16,7 +16,7 @@ _LABEL = (
 _NUMBER = r"(?:\s+(?:number|no\.?|nr\.?|n[°º]|num|id|code))?"
 _IDS = (
     re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.IGNORECASE),
-    re.compile(rf"\b{_LABEL}s?[-_ ]*{_NUMBER}[\s:=\"'#]*#?\s*((?=[\w/-]*\d)[A-Z0-9][\w/-]*\w|\d+)\b", re.IGNORECASE),
+    re.compile(rf"\b{_LABEL}s?[-_ ]*{_NUMBER}[\s:=\"'#]*#?\s*((?=[\w/-]*\d)[A-Z0-9][\w/-]*\w)\b", re.IGNORECASE),
     re.compile(r"(?<![\w&/#])#(\d{2,})\b"),
     re.compile(r"\b((?:ORD|INV|TKT|CUST|PO|TXN|RMA|INC|USR|BKG|REQ|CASE)[-_/#]?\d{2,}[\w-]*)\b"),
 )
@@ -194,13 +194,23 @@ def names_in(text: str, names: Sequence[str]) -> Iterator[Value]:
 
 def holds(text: str, value: Value) -> bool:
     """True if the text has the value, in whatever form it is written there."""
-    if value.kind == "date":
-        return any(_day(match) == value.key for pattern in _DATES for match in pattern.finditer(text))
-    if value.kind in ("amount", "number"):
-        return any(number(found) == value.key for found in re.findall(r"\d[\d.,']*", text))
     if value.kind == "quoted text":
-        groups = _QUOTED.findall(text)
-        return any(f'"{plain(next(filter(None, g)))}"' == value.key for g in groups)
+        return any(f'"{plain(next(filter(None, groups)))}"' == value.key for groups in _QUOTED.findall(text))
     if value.kind == "name":
-        return f" {value.key} " in f" {plain(text)} "
-    return bool(re.search(rf"(?<![\w-]){re.escape(value.key)}(?![\w-])", text.casefold()))
+        return value.text in text or f" {value.key} " in f" {plain(text)} "
+    if value.kind in READ:
+        return value.key in READ[value.kind](text)
+    folded = text.casefold()
+    return value.key in folded and bool(re.search(rf"(?<![\w-]){re.escape(value.key)}(?![\w-])", folded))
+
+
+def _all_days(text: str) -> frozenset[str]:
+    return frozenset(_day(match) for pattern in _DATES for match in pattern.finditer(text))
+
+
+def _all_numbers(text: str) -> frozenset[str]:
+    return frozenset(number(found) for found in re.findall(r"\d[\d.,']*", text))
+
+
+READ = {"date": _all_days, "amount": _all_numbers, "number": _all_numbers}
+"""Where a kind of value has several written forms: all that a text has, in one."""

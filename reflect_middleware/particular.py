@@ -8,12 +8,12 @@ quoted; exactly one task has it; nothing states it as a rule. What is unsure pas
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from reflect_middleware.evidence import plain
-from reflect_middleware.forms import Value, holds, named_in, names_in, values_in
+from reflect_middleware.forms import READ, Value, holds, named_in, names_in, values_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,78 +48,90 @@ _ESCAPE = re.compile(r"\\([nrt\"\\/])")
 _CLAUSE = re.compile(r"[;\n]|[.,!?:](?=\s)")
 
 
-def particular(when: str, do: str, episodes: Sequence[Episode]) -> tuple[tuple[Value, Episode], ...]:
-    """The values of a lesson that one task alone has, each once, with an episode of that task."""
-    tasks = _tasks(episodes)
-    names = [name for task in tasks for name in named_in(task.given)]
-    found: dict[str, tuple[Value, Episode]] = {}
-    for text in (when, do):
-        for value in (*values_in(text), *names_in(text, names)):
-            if value.key in found or _EXAMPLE.search(text[: value.at]):
-                continue
-            holders = [task for task in tasks if task.has(value)]
-            if len(holders) == 1 and not _is_rule(value, tasks):
-                found[value.key] = (value, holders[0].episodes[0])
-    return tuple(found.values())
+class Tasks:
+    """The tasks of a batch, looked at once: what each says, and what the environment said to it."""
+
+    def __init__(self, episodes: Sequence[Episode]) -> None:
+        groups: dict[str, list[Episode]] = {}
+        for episode in episodes:
+            groups.setdefault(episode.task_key or plain(episode.task), []).append(episode)
+        self._tasks = [_Task(rollouts) for rollouts in groups.values()]
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for task in self._tasks for name in named_in(task.given.text)))
+
+    def particular(self, when: str, do: str) -> tuple[tuple[Value, Episode], ...]:
+        """The values of a lesson that one task alone has, each once, with an episode of that task."""
+        found: dict[str, tuple[Value, Episode]] = {}
+        for text in (when, do):
+            for value in (*values_in(text), *names_in(text, self._names)):
+                if value.key in found or _EXAMPLE.search(text[: value.at]):
+                    continue
+                holders = [task for task in self._tasks if task.has(value)]
+                if len(holders) == 1 and not self._is_rule(value):
+                    found[value.key] = (value, holders[0].episodes[0])
+        return tuple(found.values())
+
+    def still_particular(self, text: str, held: Sequence[str]) -> bool:
+        """True if a text that was held back for these values still has one, and nothing shows that it is a rule."""
+        left = [value for value in (*values_in(text), *names_in(text, held)) if value.text in held]
+        return any(not self._is_rule(value) and sum(task.has(value) for task in self._tasks) <= 1 for value in left)
+
+    def _is_rule(self, value: Value) -> bool:
+        """True if a task, or what the environment said, states the value as a rule and not as this task's own."""
+        return any(task.states(value) for task in self._tasks)
 
 
-def still_particular(text: str, held: Sequence[str], episodes: Sequence[Episode]) -> bool:
-    """True if a text that was held back for these values still has one, and nothing here shows that it is a rule."""
-    tasks = _tasks(episodes)
-    left = [value for value in (*values_in(text), *names_in(text, held)) if value.text in held]
-    return any(not _is_rule(value, tasks) and sum(t.has(value) for t in tasks) <= 1 for value in left)
+class _Text:
+    """A text of which is asked again and again whether it has a value."""
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self.text = "\n".join(parts)
+        self._read: dict[str, frozenset[str]] = {}
+
+    def has(self, value: Value) -> bool:
+        """Whether it has the value, in whatever form."""
+        if value.kind not in READ:
+            return holds(self.text, value)
+        if value.kind not in self._read:
+            self._read[value.kind] = READ[value.kind](self.text)
+        return value.key in self._read[value.kind]
+
+    def clauses(self, value: Value) -> Iterator[str]:
+        """Its parts between two marks that have the value."""
+        if self.has(value):
+            yield from (clause for clause in _CLAUSE.split(self.text) if holds(clause, value))
 
 
-@dataclass(frozen=True, slots=True)
 class _Task:
     """One task with all its rollouts."""
 
-    words: str
-    """Its text."""
-    given: str
-    """Its text and input."""
-    said: tuple[str, ...]
-    """What the environment said."""
-    episodes: tuple[Episode, ...]
+    def __init__(self, rollouts: Sequence[Episode]) -> None:
+        self.episodes = rollouts
+        self.words = _Text(episode.task for episode in rollouts)
+        self.given = _Text(f"{episode.task}\n{_unescaped(episode.input)}" for episode in rollouts)
+        self.said = _Text(dict.fromkeys(text for episode in rollouts for text in _environment(episode) if text))
 
     def has(self, value: Value) -> bool:
         """Whether it has the value. JSON quotes every word, so that only quotes of the text itself count."""
-        return holds(self.words if value.kind == "quoted text" else self.given, value)
+        return (self.words if value.kind == "quoted text" else self.given).has(value)
 
-
-def _tasks(episodes: Sequence[Episode]) -> list[_Task]:
-    groups: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        groups.setdefault(episode.task_key or plain(episode.task), []).append(episode)
-    return [
-        _Task(
-            words="\n".join(e.task for e in group),
-            given="\n".join(f"{e.task}\n{_unescaped(e.input)}" for e in group),
-            said=tuple(text for episode in group for text in _environment(episode) if text),
-            episodes=tuple(group),
-        )
-        for group in groups.values()
-    ]
+    def states(self, value: Value) -> bool:
+        """Whether a rule with the value is stated: in its own text, or by the environment."""
+        if any(_OBLIGES.search(clause) for clause in self.given.clauses(value)):
+            return True
+        if value.kind == "quoted text" and f" {plain(value.text)} " in f" {plain(self.said.text)} ":
+            return True
+        clauses = list(self.said.clauses(value))
+        if clauses and not self.has(value):
+            return True
+        return any(_OBLIGES.search(clause) or _BOUNDS.search(clause) for clause in clauses)
 
 
 def _unescaped(text: str) -> str:
     """JSON's text as it was before it became JSON, as far as values go."""
     return _ESCAPE.sub(lambda match: " " if match[1] in "nrt" else match[1], text)
-
-
-def _is_rule(value: Value, tasks: Sequence[_Task]) -> bool:
-    """True if a task, or what the environment said, states the value as a rule and not as this task's own."""
-    for task in tasks:
-        if any(_OBLIGES.search(clause) for clause in _clauses(task.given, value)):
-            return True
-        own = task.has(value)
-        for text in task.said:
-            if value.kind == "quoted text" and value.key.strip('"') in plain(text):
-                return True
-            clauses = list(_clauses(text, value))
-            if (clauses and not own) or any(_OBLIGES.search(c) or _BOUNDS.search(c) for c in clauses):
-                return True
-    return False
 
 
 def _environment(episode: Episode) -> Iterator[str]:
@@ -131,9 +143,3 @@ def _environment(episode: Episode) -> Iterator[str]:
     for reward in episode.rewards:
         yield from (reward.comment, reward.correction)
     yield episode.error
-
-
-def _clauses(text: str, value: Value) -> Iterator[str]:
-    """The parts of a text between two marks that have the value."""
-    if holds(text, value):
-        yield from (clause for clause in _CLAUSE.split(text) if holds(clause, value))

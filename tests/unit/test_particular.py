@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reflect_middleware.forms import number
-from reflect_middleware.particular import particular, still_particular
+from reflect_middleware.particular import Tasks
 from reflect_middleware.types import Episode, Reward, Step
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -23,7 +23,7 @@ def run(task: str, said: str = "", **fields: Any) -> Episode:
 
 
 def kinds(when: str, do: str, *episodes: Episode) -> list[str]:
-    return [value.kind for value, _ in particular(when, do, episodes)]
+    return [value.kind for value, _ in Tasks(episodes).particular(when, do)]
 
 
 # A task, what the environment said, a lesson; the lesson has a value of that task alone.
@@ -163,7 +163,7 @@ def test_what_the_agent_said_is_no_rule():
 
 def test_each_value_is_named_once_with_its_episode():
     here = run("Refund order 1182 to Mr. Okafor")
-    found = particular("order 1182 of Mr. Okafor", "refund order 1182", (run(OTHER), here))
+    found = Tasks((run(OTHER), here)).particular("order 1182 of Mr. Okafor", "refund order 1182")
     assert [(value.text, episode.id) for value, episode in found] == [("1182", here.id), ("Okafor", here.id)]
 
 
@@ -178,9 +178,11 @@ def test_a_number_has_one_form(written: str, one: str):
 
 
 def test_a_held_value_counts_until_it_is_gone_or_shown_to_be_a_rule():
-    assert still_particular("refunding order 1182: ask", ("1182",), (run(OTHER),))
-    assert still_particular("refunding Mr. Okafor: ask", ("Okafor",), (run("Refund Mr. Okafor"),))
-    assert not still_particular("refunding an order: ask", ("1182",), (run("Refund order 1182"),))
-    assert not still_particular("refunding order 1182: ask", ("1182",), (run(OTHER, "order 1182 must be asked for"),))
+    assert Tasks((run(OTHER),)).still_particular("refunding order 1182: ask", ("1182",))
+    assert Tasks((run("Refund Mr. Okafor"),)).still_particular("refunding Mr. Okafor: ask", ("Okafor",))
+    assert not Tasks((run("Refund order 1182"),)).still_particular("refunding an order: ask", ("1182",))
+    assert not Tasks((run(OTHER, "order 1182 must be asked for"),)).still_particular(
+        "refunding order 1182: ask", ("1182",)
+    )
     both = (run("Refund order 1182"), run("Refund order 1182 now"))
-    assert not still_particular("refunding order 1182: ask", ("1182",), both)
+    assert not Tasks(both).still_particular("refunding order 1182: ask", ("1182",))
