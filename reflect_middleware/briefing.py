@@ -27,10 +27,15 @@ def briefing(steps: Iterable[Noted], block: str, clean: Callable[[str], str]) ->
     """
     told: dict[str, None] = {}
     tools: dict[str, None] = {}
+    known: set[tuple[Any, ...]] = set()
     for step in steps:
         if step.kind == "model" and isinstance(step.input, list):
             told.update((_without(text_of(m.content), block), None) for m in step.input if is_a(m, SystemMessage))
-            tools.update((text, None) for text in _documents(step.tools))
+            offered = [_about(tool) for tool in (step.tools if isinstance(step.tools, list) else ())[:TOOLS]]
+            names = tuple(str(about.get("name")) for about in offered)
+            if names not in known:  # an agent offers the same tools in each of its calls
+                known.add(names)
+                tools.update((text, None) for about in offered for text in _documents(about))
     parts = ("\n".join(filter(None, texts)).strip() for texts in (told, tools))
     return "\n".join(clip(clean(part), STEP_CHARS) for part in parts if part)
 
@@ -39,18 +44,20 @@ def _without(text: str, block: str) -> str:
     return (text.replace(block, "") if block else text).strip()
 
 
-def _documents(tools: Any) -> Iterator[str]:
-    """`name: what it does` of each tool, and the same of its parameters, in the forms of the providers."""
-    for tool in tools[:TOOLS] if isinstance(tools, list) else []:
-        if not isinstance(tool, Mapping):
-            continue
-        inner = tool.get("function")
-        about = inner if isinstance(inner, Mapping) else tool
-        yield _line(about.get("name"), about.get("description"))
-        schema = about.get("parameters") or about.get("input_schema")
-        properties = schema.get("properties") if isinstance(schema, Mapping) else None
-        for name, field in properties.items() if isinstance(properties, Mapping) else ():
-            yield _line(name, field.get("description") if isinstance(field, Mapping) else None)
+def _about(tool: Any) -> Mapping[str, Any]:
+    """What a tool says of itself, in the forms of the providers; nothing in any other form."""
+    inner = tool.get("function") if isinstance(tool, Mapping) else None
+    about = inner if isinstance(inner, Mapping) else tool
+    return about if isinstance(about, Mapping) else {}
+
+
+def _documents(about: Mapping[str, Any]) -> Iterator[str]:
+    """`name: what it does` of a tool, and the same of its parameters."""
+    yield _line(about.get("name"), about.get("description"))
+    schema = about.get("parameters") or about.get("input_schema")
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    for name, field in properties.items() if isinstance(properties, Mapping) else ():
+        yield _line(name, field.get("description") if isinstance(field, Mapping) else None)
 
 
 def _line(name: Any, said: Any) -> str:
