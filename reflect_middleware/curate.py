@@ -202,7 +202,8 @@ class _Judge:
         """Refuse what the agent is told anyway, and what contradicts a lesson that stands."""
         sources = [episode for episode in self.batch.episodes if episode.id in case.sources]
         others = [lesson for lesson in self.desk.after.values() if lesson not in own]
-        for reason in (told_already(do, sources), contradicted(when, do, others)):
+        told = "" if do in (lesson.do for lesson in own) else told_already(do, sources)
+        for reason in (told, contradicted(when, do, others)):
             if reason:
                 raise _RefusedError(reason, lasting=True)
 
@@ -283,6 +284,10 @@ class _Judge:
         case.demand_support()
         self._refuse_twin(f"{when}: {do}", parents)
         self._refuse_new_values(when, do, parents)
+        if held := union(*(self._still_held(parent, f"{when}: {do}") for parent in parents)):
+            raise _RefusedError(
+                f"it keeps what belongs to one task only: {', '.join(held)}; leave it out", lasting=True
+            )
         sources = union(*(parent.sources for parent in parents), case.sources)
         merged = self._new(case, when, do, sources=sources, replaces=tuple(parent.id for parent in parents))
         if self.by_hand:

@@ -155,6 +155,24 @@ def test_an_edit_that_keeps_the_value_leaves_it_waiting():
     assert (moved.lesson.status, moved.lesson.held) == ("candidate", ("1182",))
 
 
+def test_a_merge_makes_no_active_lesson_of_held_ones_unless_in_general_words():
+    both = (HELD, HELD.model_copy(update={"id": "other", "do": "call them first"}))
+    merge = Edit(op="merge", lessons=("L1", "L2"), because=QUOTE, when="refunding order 1182", do="ask or call them")
+    made = plan(merge, lessons=both)
+    assert "keeps what belongs to one task only: 1182" in made.outcomes[0].reason
+    assert made.changes == ()
+    general = plan(merge.model_copy(update={"when": "refunding an order"}), lessons=both)
+    new = next(change.lesson for change in general.changes if change.expected_version == 0)
+    assert (new.status, new.held) == ("active", ())
+
+
+def test_an_edit_of_the_situation_alone_is_not_refused_for_its_old_advice():
+    told = "Refunds above 200 EUR need a manager first."
+    known = standing("a refund", "refunds above 200 EUR need a manager first")
+    edit = Edit(op="edit", lessons=("L1",), episodes=("E1",), because=QUOTE, when="a refund or a return")
+    assert plan(edit, lessons=(known,), episodes=(run(instructions=told),)).outcomes[0].accepted
+
+
 def test_a_second_sighting_in_the_same_task_leaves_it_waiting_and_a_rule_makes_it_active():
     again = add("refunding order 1182")
     (moved,) = plan(again, lessons=(HELD,)).changes
