@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
-from reflect_middleware.due import counts
+from reflect_middleware.due import counts, lot
 from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
 from reflect_middleware.reward import call, rewards_in
@@ -212,7 +212,8 @@ class Keeper:
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
-        return replace(record, sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample))
+        drawn = lot(record.episode, options.seed)
+        return replace(record, sampled=counts(status, drawn, rewarded=False, sample=options.sample))
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""

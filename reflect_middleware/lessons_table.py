@@ -117,7 +117,10 @@ class LessonTable:
         return tuple(found[i] for i in ids if i in found)
 
     def find(self, namespace: Namespace, status: str | None = None, *, standing: bool = False) -> tuple[Lesson, ...]:
-        """The lessons of a namespace, the oldest first; `standing` leaves out the retired ones, which pile up."""
+        """The lessons of a namespace, the oldest first; `standing` leaves out the retired ones, which pile up.
+
+        Those of one reflection come by their words, because ids differ from one run of the same to the other.
+        """
         where: list[Any] = [table.c.namespace == to_key(namespace)]
         if status is not None:
             where.append(table.c.status == status)
@@ -126,7 +129,7 @@ class LessonTable:
         with self.db.read() as connection:
             rows = connection.execute(sa.select(table.c.body).where(*where)).all()
         found = [Lesson.model_validate_json(row.body) for row in rows]
-        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
+        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.text, lesson.id)))
 
     def standing(self, namespace: Namespace) -> dict[str, int]:
         """How many lessons of a namespace stand, by status."""

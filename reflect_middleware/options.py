@@ -62,6 +62,7 @@ class Options:
     lease: float
     tries: int
     sample: float
+    seed: int | None
     daily_tokens: int | None
     run_overrides: bool
     retention: Retention | None
@@ -103,6 +104,7 @@ def options(**given: Any) -> Options:
     for name in ("reflector_budget", "max_lessons", "tries"):
         _whole(name, given[name], 1)
     _cost(given["daily_tokens"], given["sample"])
+    _seed(given["seed"])
     _model(given["model"])
     _retention(given["retention"])
     return Options(
@@ -163,6 +165,11 @@ def _cost(daily_tokens: Any, sample: Any) -> None:
         _whole("daily_tokens", daily_tokens, 1)
     if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not 0 <= sample <= 1:
         raise ConfigurationError("sample", sample, "a share from 0 (none) to 1 (all)")
+
+
+def _seed(seed: Any) -> None:
+    if seed is not None:
+        _whole("seed", seed, 0)
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -27,7 +27,7 @@ asks to be remembered."""
 
 INSTRUCTIONS_FOR_LESSONS: Final = """\
 A lesson that the episodes show to be incomplete: edit it. Several that say one thing: merge them. One that the \
-episodes prove wrong: retire it. Leave all others as they are."""
+episodes prove wrong: edit or retire it, and add no opposite of it. Leave all others as they are."""
 
 FORM: Final = """\
 Answer with JSON only: {"edits": [...]}. Name episodes (E1, ...) by their ids. One edit:
@@ -72,8 +72,11 @@ RETRY: Final = """\
 That answer could not be used: {problems}
 Answer again with JSON only, in the form that was asked for. {{"edits": []}} is a good answer too."""
 
+CUT_OFF: Final = "it was cut off at the limit of tokens: answer with fewer edits, and shorter ones"
+
 LESSONS_SO_FAR: Final = "Lessons so far:"
 NO_LESSONS: Final = "Lessons so far: none"
+HELD: Final = "unused, because it names what belongs to one task only ({values}): edit it into general words"
 REFUSED_BEFORE: Final = "Refused before, do not propose again:"
 NO_REWARD: Final = "no reward given"
 SAME_TASK: Final = "{count} runs of the same task, {order}:"

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
 
+from reflect_middleware.briefing import briefing
 from reflect_middleware.episodes_table import Record
 from reflect_middleware.record import Noted, Recorder, message_key
 from reflect_middleware.render import (
@@ -62,6 +63,8 @@ def record_of(
         "metadata": _metadata(plan.metadata, clean),
         "status": status,
         "error": _described(error, clean) if status == "failed" else "",
+        "instructions": briefing(list(recorder.steps.values()), session.block, clean)
+        or (earlier.instructions if earlier else ""),
         "trajectory": (*(earlier.trajectory if earlier else ()), *again, *steps),
         "exposures": session.choice.exposures,
         "ended_at": None if interrupted else ended,

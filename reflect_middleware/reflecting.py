@@ -20,6 +20,7 @@ from reflect_middleware.forks import gate
 from reflect_middleware.groups import side_by_side, to_compare
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
+from reflect_middleware.refusals import LOOKED_AT, refused_before
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ class Reflecting:
     def _batch(self, claim: Claim) -> Batch:
         table = self.core.parts.ledger.episodes
         episodes = table.many(claim.episodes)
-        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
+        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=LOOKED_AT)
         related = nearby.related(self.core.parts, claim.namespace, episodes)
         batch = Batch(
             namespace=claim.namespace,
             episodes=episodes,
             lessons=related,
             earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
-            rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
+            rejected=refused_before(recent, related),
             vectors=self._task_vectors(episodes),
             tokens_left=self.core.parts.ledger.work.tokens_left(self.options.quota),
             released=lambda: claim.id in self._given_up,
@@ -115,6 +116,7 @@ class Reflecting:
                     budget_tokens=self.options.reflector_budget,
                     count_tokens=self.options.count_tokens,
                     prompt=self.options.prompt,
+                    seed=self.options.seed,
                 )
             return self._model_reflector
 
@@ -286,6 +288,7 @@ def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> Reflectio
         update={
             "prompt": answer.prompt,
             "answer": answer.raw,
+            "way": answer.way,
             "note": answer.note,
             "cut": answer.cut,
             "skipped": answer.skipped,

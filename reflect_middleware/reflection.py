@@ -102,6 +102,9 @@ class Reflection:
             Failures that say nothing about the episodes, such as a provider that is away, count as no try.
         sample: Share, from 0 to 1, of the successful runs without a reward that count towards `every`; failed and
             rewarded ones always count, and all are recorded.
+        seed: A whole number from 0 on that makes what we draw repeatable: it is given to the reflecting model where its
+            class has a field for one that is not set, and `sample` draws by it. The model's temperature is left alone.
+            None: as the model is.
         daily_tokens: Most tokens that reflections on this ledger may use in a day of UTC; those that are under way
             when it is reached may go beyond it. None: no limit.
         run_overrides: False: ignore `configurable["reflect"]` of single runs.
@@ -155,6 +158,7 @@ class Reflection:
         lease: float = 30.0,
         tries: int = 3,
         sample: float = 1.0,
+        seed: int | None = None,
         daily_tokens: int | None = None,
         run_overrides: bool = True,
         retention: Retention | None = None,

@@ -142,6 +142,9 @@ class Episode(Frozen):
     status: EpisodeStatus
     error: str = ""
     """The error's type and message for a failed run, else empty."""
+    instructions: str = ""
+    """What the agent was told anyway: its system text without lessons, and what its tools say of themselves. No
+    reflector reads it, but lessons that only repeat it are refused. Size-capped."""
     trajectory: tuple[Step, ...] = ()
     rewards: tuple[Reward, ...] = ()
     exposures: tuple[Exposure, ...] = ()
@@ -189,6 +192,9 @@ class Lesson(Frozen):
     """Pinned lessons are never edited, merged or retired by a reflection or the cap."""
     supported: bool = True
     """False when `because` is not found in the named episodes."""
+    held: tuple[str, ...] = ()
+    """Values that only one task had when it was learned; for them it waits as a candidate until they are gone from its
+    text, or known to be a rule."""
     replaces: tuple[str, ...] = ()
     """Ids of lessons that retire when this candidate is approved, or that were merged into it."""
     needs_review: bool = False
@@ -239,7 +245,9 @@ class EditOutcome(Frozen):
     edit: Edit
     accepted: bool
     reason: str = ""
-    """Why it was rejected, or how it was changed."""
+    """Why it was rejected and what would be accepted, or how it was changed."""
+    lasting: bool = False
+    """True if it was rejected for what it says, and would be again: the next reflections are told of it."""
     lesson_id: str = ""
     """The lesson that it made or changed, if accepted."""
 
@@ -293,6 +301,9 @@ class ReflectionRecord(Frozen):
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    way: str = ""
+    """How the model was asked: `json_schema`, `function_calling`, `json_mode`, `tools`, `text` or `one message`; empty
+    for a reflector of the user's own."""
     note: str = ""
     """What could not be read of an answer that was used otherwise."""
     cut: tuple[Cut, ...] = ()

@@ -111,7 +111,7 @@ class Lessons(View):
         old = self._core.parts.ledger.lessons.get(lesson_id)
         given = {"when": when, "do": do, "because": because, "pinned": pinned}
         changed = {name: value for name, value in given.items() if value is not None}
-        return self._save(_next(old, **changed, needs_review=False))[0] if changed else old
+        return self._save(_next(old, **changed, needs_review=False, held=()))[0] if changed else old
 
     def approve(self, lesson_id: str) -> Lesson:
         """Make a candidate (or a retired lesson) active; what it replaces retires.
@@ -125,7 +125,7 @@ class Lessons(View):
             raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; nothing to approve.")
         replaced = self._core.parts.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
         gone = [_next(x, status="retired") for x in replaced if x.status != "retired" and not x.pinned]
-        return self._save(_next(old, status="active"), *gone)[0]
+        return self._save(_next(old, status="active", held=()), *gone)[0]
 
     def retire(self, lesson_id: str) -> Lesson:
         """Take a lesson out of use; `approve` brings it back.

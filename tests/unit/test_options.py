@@ -34,6 +34,8 @@ from reflect_middleware.errors import ConfigurationError, TemplateError, Unknown
         ({"decision": "yes"}, r"decision is 'yes'; allowed: a callable or None"),
         ({"redact": "x"}, r"redact is 'x'; allowed: a callable or None"),
         ({"max_lessons": 0}, r"max_lessons is 0"),
+        ({"seed": -1}, r"seed is -1; allowed: a whole number from 0 on"),
+        ({"seed": "7"}, r"seed is .7."),
         ({"ledger": "sqlite:///x.db"}, r"namespace is None.*shared ledger"),
         ({"ledger": "x.db", "namespace": ("a",)}, r"ledger is 'x.db'; allowed: a SQLAlchemy URL"),
         ({"embeddings": 3}, r"embeddings is 3"),
