@@ -107,7 +107,7 @@ class FrozenLessons(_Frozen):
         """The vectors of a namespace; they are made when they are first asked for."""
         with self._lock:
             if self.waits(namespace):
-                lessons = self._spaces[namespace]
+                lessons = sorted(self._spaces[namespace], key=lambda lesson: lesson.id)  # as a ledger: ties are alike
                 vectors = self._embed([lesson.text for lesson in lessons])
                 self._rows[namespace] = [
                     Indexed(id=lesson.id, active=True, revision=1, vector=vector.tobytes())

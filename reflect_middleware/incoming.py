@@ -154,7 +154,7 @@ def _changed(line: Line, old: Lesson, rules: Rules) -> Lesson:
     stamp = {
         "version": max(old.version + 1, line.version),
         "updated_at": rules.at,
-        "created_by": "import" if line.sources else "human",
+        "created_by": "import",
         "needs_review": False,
     }
     return old.model_copy(update=line.words() | {"status": status} | stamp)

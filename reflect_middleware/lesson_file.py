@@ -32,6 +32,7 @@ WORDS = ("when", "do", "because", "status", "sources", "pinned", "supported", "r
 DETAILS = ("needs_review", "created_by", "created_at", "updated_at", "shown", "shown_reward")
 """What a file may tell besides; reading it changes nothing."""
 USUAL = {"because": "", "pinned": False, "always": False, "supported": True, "sources": [], "replaces": []}
+TEXTS = ("when", "do", "because")
 _UNSEEN = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """Characters that a reviewer would not see, or that turn what is around them: they are written as escapes."""
 
@@ -68,7 +69,7 @@ class Line:
             id=self.id or id_of(namespace, self.when, self.do),
             namespace=namespace,
             version=self.version or 1,
-            created_by="import" if self.sources else "human",
+            created_by="import",
             created_at=made_at,
             updated_at=at,
             **self.words(),
@@ -214,7 +215,7 @@ def _problems(given: dict[str, Any], number: int) -> Iterator[Problem]:
 def _checked(name: str, value: Any, number: int) -> Iterator[Problem]:
     fits, allowed = CHECKS[name]
     if not fits(value):
-        length = f" of {len(value.strip())} characters" if isinstance(value, str) else ""
+        length = f" of {len(value.strip())} characters" if isinstance(value, str) and name in TEXTS else ""
         yield Problem(line=number, field=f"{name}{length}", value=value, allowed=allowed)
 
 

@@ -44,8 +44,8 @@ lessons = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(lessons, st.booleans())
-def test_round_trip(found: list[Lesson], details: bool) -> None:
+@given(found=lessons, details=st.booleans())
+def test_round_trip(found: list[Lesson], *, details: bool) -> None:
     text = to_jsonl(found, details=details)
     lines = parse(decoded(text.encode(), "it"), "it")
     assert len(text.split("\n")) == len(found) + 1
@@ -63,11 +63,12 @@ def test_round_trip(found: list[Lesson], details: bool) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200)))
 def test_any_text_is_read_or_refused_with_its_lines(given: str | bytes) -> None:
+    said = "allowed: anything"
     try:
         parse(decoded(given, "it") if isinstance(given, bytes) else given, "it")
     except LessonFileError as error:
-        assert error.problems
-        assert "allowed:" in str(error)
+        said = str(error)
+    assert "allowed: " in said
 
 
 @settings(max_examples=40, deadline=None)
