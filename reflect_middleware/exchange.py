@@ -231,8 +231,8 @@ class Exchange(View):
     ) -> tuple[ImportReport, dict[str, int]]:
         """What an import does, and the versions that it builds on."""
         standing = self._table.find(space, standing=True)
-        lines = named(lines, space, standing)
-        known = {lesson.id: lesson for lesson in self._table.many([line.id for line in lines])}
+        lines = named(lines, space, standing, self._named_in(lines))
+        known = self._named_in(lines)
         here = Here(
             namespace=space,
             standing=standing,
@@ -242,6 +242,9 @@ class Exchange(View):
         )
         before = {line.id: known[line.id].version if line.id in known else 0 for line in lines}
         return decide(lines, here, rules, where), before
+
+    def _named_in(self, lines: Sequence[Line]) -> dict[str, Lesson]:
+        return {lesson.id: lesson for lesson in self._table.many([line.id for line in lines if line.id])}
 
     def _moment(self, to: datetime | str, space: Namespace) -> datetime:
         if isinstance(to, str):
@@ -260,7 +263,7 @@ class Exchange(View):
         if isinstance(side, os.PathLike):
             path = Path(side)
             lines = parse(files.read(path), str(path))
-            return [line.lesson(line.namespace or space, now()) for line in named(lines, space, ())]
+            return [line.lesson(line.namespace or space, now()) for line in named(lines, space, (), {})]
         return self._table.as_of(space, self._moment(side, space)).values()
 
 

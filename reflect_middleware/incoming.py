@@ -72,17 +72,27 @@ class Rules:
     at: datetime
 
 
-def named(lines: Sequence[Line], namespace: Namespace, standing: Sequence[Lesson]) -> list[Line]:
+def named(
+    lines: Sequence[Line], namespace: Namespace, standing: Sequence[Lesson], known: Mapping[str, Lesson]
+) -> list[Line]:
     """The lines with the ids that their lessons have here, or get.
 
     A line without an id is the lesson of the same words; one that a fork of this namespace wrote is the lesson that was
-    forked.
+    forked; one whose lesson stands in its own namespace of this ledger becomes a fork of it.
+
+    Args:
+        lines: As they were read.
+        namespace: Where they come into.
+        standing: The lessons there.
+        known: By id, the lessons of this ledger that they name.
     """
     by_words = {(x.when, x.do): x.id for x in reversed(standing)}
     forks = {line.namespace for line in lines} - {None, namespace}
     origin = {fork_id(x.id, fork): x.id for fork in forks if fork is not None for x in standing}
 
     def name(line: Line) -> str:
+        if (there := known.get(line.id)) is not None and there.namespace == line.namespace != namespace:
+            return origin.get(line.id) or fork_id(line.id, namespace)
         if line.id:
             return origin.get(line.id, line.id)
         return by_words.get((line.when, line.do)) or id_of(namespace, line.when, line.do)

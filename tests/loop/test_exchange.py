@@ -262,9 +262,15 @@ def test_lessons_of_another_namespace_come_in_when_asked_to(make: Maker) -> None
     reflection = make()
     filled(reflection)
     text = reflection.lessons.export()
+    with pytest.raises(LessonFileError, match=r"line 1: namespace is \['default'\]; allowed: \['other'\], or none"):
+        reflection.lessons.import_(text, namespace=("other",))
+    mine = text.replace('"namespace": ["default"]', '"namespace": ["other"]')
     with pytest.raises(LessonFileError, match=r"one that is not in \['default'\] of this ledger"):
-        reflection.lessons.import_(text, any_namespace=True, namespace=("other",))
+        reflection.lessons.import_(mine, namespace=("other",))
     assert reflection.lessons.list(namespace=("other",)) == ()
+    assert len(reflection.lessons.import_(text, any_namespace=True, namespace=("other",)).added) == 2
+    assert len(reflection.lessons.import_(text, any_namespace=True, namespace=("other",)).unchanged) == 2
+    assert reflection.lessons.diff(None, ("other",)).empty
     elsewhere = make()
     report = elsewhere.lessons.import_(text, any_namespace=True, namespace=("other",))
     assert {x.namespace for x in report.added} == {("other",)}
