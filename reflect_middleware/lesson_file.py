@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from io import StringIO
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -21,6 +22,10 @@ MOST_BYTES = 32_000_000
 """A larger file is not read."""
 WHEN_CHARS, DO_CHARS, BECAUSE_CHARS = 200, 400, 600
 """Longest texts of a lesson that people write."""
+MOST_LESSONS = 100_000
+"""A file of more is refused."""
+MOST_PROBLEMS = 1_000
+"""After more wrong lines the rest is not read."""
 ID_CHARS = 200
 """Longest id of a lesson or an episode."""
 PATCH_WHEN = "working on any task"
@@ -141,14 +146,19 @@ def parse(text: str, where: str) -> tuple[Line, ...]:
     problems: list[Problem] = []
     lines: list[Line] = []
     # Not by `splitlines`: a lesson may hold other characters that end a line.
-    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+    for number, raw in enumerate(StringIO(text.removeprefix("\ufeff"), newline="\n"), 1):
+        if len(problems) > MOST_PROBLEMS or len(lines) > MOST_LESSONS:
+            break
         if raw.strip():
-            given = _object(raw, number, problems)
+            given = _object(raw.strip(), number, problems)
             wrong = len(problems)
             problems.extend(_problems(given, number) if given is not None else ())
             if given is not None and len(problems) == wrong:
                 lines.append(_read(given, number))
     problems.extend(_twice(lines))
+    if len(lines) > MOST_LESSONS:
+        allowed = f"at most {MOST_LESSONS:,} lessons"
+        problems.append(Problem(line=lines[-1].number, field="the number", value=len(lines), allowed=allowed))
     if problems:
         raise LessonFileError(where, sorted(problems, key=lambda problem: problem.line))
     return tuple(lines)

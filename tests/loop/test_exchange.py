@@ -72,6 +72,10 @@ def test_what_learning_brought_keeps_its_sources_and_is_no_persons_word(make: Ma
     (copy,) = fresh.lessons.list()
     assert (copy.id, copy.sources, copy.because) == (lesson.id, lesson.sources, lesson.because)
     assert copy.created_by == "import"
+    (edited,) = learned.lessons.import_(learned.lessons.export().replace("200", "300")).changed
+    assert edited.after.do == "ask a manager above 300 EUR"
+    learned.episodes.purge(lesson.sources[0])
+    assert learned.lessons.list() == ()
 
 
 def test_an_edit_in_the_file_is_taken_over_and_history_stays(make: Maker) -> None:
@@ -201,12 +205,19 @@ def test_all_bad_lines_are_named_at_once(victim: Reflection) -> None:
     assert victim.lessons.list() == ()
 
 
-def test_a_huge_file_is_not_read(victim: Reflection, tmp_path: Path) -> None:
+def test_a_huge_file_is_not_read(victim: Reflection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "huge.jsonl"
     with file.open("wb") as sparse:
         sparse.truncate(100_000_000)
     with pytest.raises(LessonFileError, match="the size is 100000000; allowed: at most 32,000,000 bytes"):
         victim.lessons.import_(file)
+    file.write_bytes(b"1\n" * 1_000_000)
+    with pytest.raises(LessonFileError, match=r"(?s)line 1: .*and 951 more") as caught:
+        victim.lessons.import_(file)
+    assert len(caught.value.problems) == 1_001
+    monkeypatch.setattr(lesson_file, "MOST_LESSONS", 2)
+    with pytest.raises(LessonFileError, match="line 3: the number is 3; allowed: at most 2 lessons"):
+        victim.lessons.import_("\n".join(line(do=str(n)) for n in range(9)))
     with pytest.raises(LessonFileError, match="the size"):
         victim.lessons.import_("{" + " " * lesson_file.MOST_BYTES)
 
