@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from one_line import RULE, build_agent, reflector_script
-
 from reflect_middleware import Reflection
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 
@@ -28,7 +27,7 @@ def review(file: Path) -> None:
     """What a person does to a line."""
     text = file.read_text()
     print("to review:", text.strip())
-    file.write_text(text.replace("ask a manager", "ask a manager and name the amount"))
+    file.write_text(text.replace('"ask a manager"', '"ask a manager and name the amount"'))
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ lessons = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(found=lessons, details=st.booleans())
 def test_round_trip(found: list[Lesson], *, details: bool) -> None:
     text = to_jsonl(found, details=details)
@@ -60,7 +60,7 @@ def test_round_trip(found: list[Lesson], *, details: bool) -> None:
     assert lesson_pages.to_prompt(read) == lesson_pages.to_prompt(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200)))
 def test_any_text_is_read_or_refused_with_its_lines(given: str | bytes) -> None:
     said = "allowed: anything"
@@ -71,7 +71,7 @@ def test_any_text_is_read_or_refused_with_its_lines(given: str | bytes) -> None:
     assert "allowed: " in said
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(lessons, st.text(st.characters(exclude_categories=["Cs"]), max_size=100), st.sampled_from(["\n", "\r\n"]))
 def test_the_section_is_replaced_in_place(found: list[Lesson], page: str, line: str) -> None:
     page = f"# Mine{line}{page.replace(chr(10), line)}"

@@ -12,7 +12,7 @@ import pytest
 from langgraph.graph import START, MessagesState, StateGraph
 from typer.testing import CliRunner
 
-from reflect_middleware import Reflection, cli, lesson_file
+from reflect_middleware import Reflection, cli, lesson_file, registry
 from reflect_middleware.testing import HashingEmbeddings, ScriptedChatModel
 
 TEXT = (Path(__file__).parents[2] / "docs" / "lessons-as-files.md").read_text()
@@ -25,6 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reader's working directory, with a ledger of three lessons."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REFLECT_PATH", raising=False)
+    monkeypatch.setattr(registry, "DEFAULT_EMBEDDERS", ("hashing",))
     with Reflection(store="exact", embeddings=HashingEmbeddings()) as reflection:
         for number in range(3):
             reflection.lessons.add(when=f"refunding order {number}", do="ask a manager")
