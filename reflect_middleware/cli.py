@@ -2,8 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 import reflect_middleware
-from reflect_middleware.cli_forget import register
+from reflect_middleware import cli_files, cli_forget
+from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
@@ -41,8 +40,6 @@ class ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-MANY = 1_000
-"""How far back a short id is looked for."""
 SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
     "add_completion": False,
@@ -50,7 +47,9 @@ SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 app = typer.Typer(help="See and change what your agents learned from their runs.", **SETTINGS)
-lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
+lessons = typer.Typer(
+    cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, diff, undo."
+)
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
@@ -59,7 +58,8 @@ app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
 
-register(app, episodes)
+cli_files.register(app, lessons)
+cli_forget.register(app, episodes)
 
 Id = Annotated[str, typer.Argument(help="An id, or enough of its last characters.")]
 When = Annotated[str, typer.Option("--when", help="The situation in which it applies.")]
@@ -153,18 +153,6 @@ def lesson_history(reflection: Reflection, view: View, id: Id) -> None:
     view.versions(reflection.lessons.history(_lesson(reflection, view, id)))
 
 
-@lessons.command("rollback")
-@opened()
-def rollback_lessons(
-    reflection: Reflection,
-    view: View,
-    to: Annotated[str, typer.Option("--to", help="A reflection's id, or a time such as 2026-11-22T14:00.")],
-) -> None:
-    """Put all lessons back to how a reflection left them, or to a time; prints those that changed."""
-    changed = reflection.lessons.rollback(to=_moment(reflection, view, to), namespace=view.namespace)
-    view.lessons(changed)
-
-
 @episodes.command("list")
 @opened()
 def list_episodes(
@@ -194,7 +182,7 @@ def retry_episodes(
     if bool(ids) == everything:
         raise ConfigurationError("ids", ids or [], "some ids, or --all", "They are listed by: reflect episodes --dead")
     dead = [e.id for e in reflection.episodes.list(dead=True, limit=MANY, namespace=view.namespace)]
-    again = reflection.episodes.retry(*(_full(given, dead) for given in ids or ()), namespace=view.namespace)
+    again = reflection.episodes.retry(*(full(given, dead) for given in ids or ()), namespace=view.namespace)
     view.say(f"{len(again)} episodes wait for a reflection again.", retried=again)
 
 
@@ -203,7 +191,7 @@ def retry_episodes(
 def show_episode(reflection: Reflection, view: View, id: Id) -> None:
     """Show one run: its steps, rewards and the lessons it was shown."""
     known = reflection.episodes.list(limit=MANY, namespace=view.namespace)
-    view.episode(reflection.episodes.get(_full(id, (episode.id for episode in known))))
+    view.episode(reflection.episodes.get(full(id, (episode.id for episode in known))))
 
 
 @reflections.command("list")
@@ -217,7 +205,7 @@ def list_reflections(reflection: Reflection, view: View, limit: Limit = 20) -> N
 @opened()
 def show_reflection(reflection: Reflection, view: View, id: Id) -> None:
     """Show one reflection: what the model was asked, what it said, what became of it."""
-    view.reflection(reflection.reflections.get(_reflection_id(reflection, view, id)))
+    view.reflection(reflection.reflections.get(reflection_id(reflection, view, id)))
 
 
 @app.command()
@@ -260,23 +248,4 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _lesson(reflection: Reflection, view: View, given: str) -> str:
-    return _full(given, (lesson.id for lesson in reflection.lessons.list(namespace=view.namespace)))
-
-
-def _reflection_id(reflection: Reflection, view: View, given: str) -> str:
-    return _full(given, (record.id for record in reflection.reflections.list(limit=MANY, namespace=view.namespace)))
-
-
-def _full(given: str, ids: Iterable[str]) -> str:
-    """The one id that ends like `given`; `given` itself if none does."""
-    fits = [known for known in ids if known.endswith(given)]
-    if len(fits) > 1 and given not in fits:
-        raise ConfigurationError("The id", given, f"more of its characters, for it fits {len(fits)} ids")
-    return fits[0] if len(fits) == 1 else given
-
-
-def _moment(reflection: Reflection, view: View, given: str) -> str | datetime:
-    try:
-        return datetime.fromisoformat(given).astimezone()
-    except ValueError:
-        return _reflection_id(reflection, view, given)
+    return full(given, (lesson.id for lesson in reflection.lessons.list(namespace=view.namespace)))

@@ -47,6 +47,13 @@ class View:
         """A list of lessons."""
         self._list(found, LESSON, [_lesson_row(lesson) for lesson in found], nothing="No lessons.")
 
+    def said(self, report: BaseModel) -> None:
+        """A report that can say by itself what is in it."""
+        if self.as_json:
+            _json(_data(report))
+        else:
+            sys.stdout.write(f"{report}\n")
+
     def nearest(self, found: Sequence[Retrieved]) -> None:
         """The answer of a search."""
         rows = [(f"{hit.similarity:.2f}", *_lesson_row(hit.lesson)) for hit in found]

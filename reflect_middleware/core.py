@@ -40,15 +40,19 @@ tracks: ContextVar[tuple[list[Session], ...]] = ContextVar("reflect_tracks", def
 class Core:
     """The inner side of a Reflection."""
 
+    parts_class, finder_class, keeper_class = Parts, Finder, Keeper
+    frozen = ""
+    """The file of lessons that it serves, and nothing else; empty for a Reflection that learns."""
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.closed = False
         self.rules = {options.rule}
         """How the namespaces of all its agents are found."""
-        self.parts = Parts(self)
+        self.parts = self.parts_class(self)
         self.counters = Counters(self._write_counts)
-        self.finder = Finder(self)
-        self.keeper = Keeper(self)
+        self.finder = self.finder_class(self)
+        self.keeper = self.keeper_class(self)
         self.housekeeper = Housekeeper(self)
         self.calls = Lane("calls", threads=4)
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
@@ -109,6 +113,12 @@ class Core:
             logger.warning("reflect: %s failed, the run goes on without it: %s%s", where, words(error), again)
             logger.debug("reflect: where %s failed", where, exc_info=error)
         self.counters.add(where, text)
+
+    def warn_once(self, agent: str, text: str) -> None:
+        """Warn, once for each agent or matter."""
+        if agent not in self._warned:
+            self._warned.add(agent)
+            logger.warning("reflect: %s", text)
 
     def drain(self, timeout: float | None) -> bool:
         """Wait for records, rewards and due reflections; False if `timeout` seconds passed first.
@@ -179,7 +189,7 @@ class Core:
         namespace, why = spec.rule.resolve(config, context, spec.agent, principal)
         if namespace is None:
             self.counters.add(REFUSED, f"{spec.agent!r}: {why}")
-            self._warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
+            self.warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
@@ -226,11 +236,6 @@ class Core:
             return str(clean(text))
         except Exception:  # noqa: BLE001 - the user's callable, whose own failure this may be
             return text.partition(":")[0]
-
-    def _warn_once(self, agent: str, text: str) -> None:
-        if agent not in self._warned:
-            self._warned.add(agent)
-            logger.warning("reflect: %s", text)
 
 
 def off() -> bool:

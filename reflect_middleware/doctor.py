@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from reflect_middleware import advice
 from reflect_middleware.advice import Finding
 from reflect_middleware.errors import ReflectError
+from reflect_middleware.frozen import findings
 from reflect_middleware.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from reflect_middleware.core import Core
+    from reflect_middleware.frozen import FrozenCore
     from reflect_middleware.health_table import HealthTable
 
 __all__ = ["Finding", "examine"]
@@ -29,6 +31,8 @@ Check = Callable[["Core"], Iterable[Finding]]
 
 def examine(core: Core) -> tuple[Finding, ...]:
     """Check everything that can be checked without asking a chat model. Opens what it checks."""
+    if core.frozen:
+        return findings(cast("FrozenCore", core))
     core.counters.settle(core.options.exit_timeout)
     found = _checked(core, "ledger", _ledger)
     for name, check in HERE:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
 from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
+from reflect_middleware.freezing import Freezing
 from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
@@ -21,7 +22,8 @@ from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
 from reflect_middleware.types import AuditEntry, Namespace, Preview, ReflectionReport, Reward
-from reflect_middleware.views import Episodes, Lessons, Reflections, twin
+from reflect_middleware.viewing import twin
+from reflect_middleware.views import Episodes, Lessons, Reflections
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
@@ -52,7 +54,7 @@ class Track:
         return tuple(dict.fromkeys(session.episode_id for session in self._sessions if session.plan.learn))
 
 
-class Reflection:
+class Reflection(Freezing):
     """Makes any LangGraph agent learn from its own runs.
 
     Building it touches no file, network, model or store; all open on first use.
@@ -170,10 +172,13 @@ class Reflection:
         self._options = options(**given)
         check_store(store)
         check_embedder(embeddings)
-        self._core = Core(self._options)
-        self.lessons = Lessons(self._core, self._own)
-        self.episodes = Episodes(self._core, self._own)
-        self.reflections = Reflections(self._core, self._own)
+        self._over(Core(self._options))
+
+    def _over(self, core: Core) -> None:
+        self._core = core
+        self.lessons = Lessons(core, self._own)
+        self.episodes = Episodes(core, self._own)
+        self.reflections = Reflections(core, self._own)
 
     # Putting it on.
 

@@ -200,7 +200,7 @@ class Lesson(Frozen):
     needs_review: bool = False
     """True when a reward changed the picture after the lesson was learned."""
     created_by: str = "human"
-    """`human`, or the id of the reflection that wrote this version."""
+    """`human`, `import`, or the id of the reflection that wrote this version."""
     created_at: datetime = Field(default_factory=now)
     updated_at: datetime = Field(default_factory=now)
     shown: int = 0
