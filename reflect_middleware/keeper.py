@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.due import counts
+from reflect_middleware.hints import HEARD, heard_in, seen_in
 from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
+from reflect_middleware.render import last_said
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
 from reflect_middleware.telemetry import evaluated, remember
@@ -143,11 +145,16 @@ class Keeper:
 
     def _save(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> Episode:
         record = self._record(session, status, error, ended)
-        self.core.parts.ledger.episodes.put(record)
+        if not self.outage.up:  # the run before may still wait, and another one would be taken for it
+            record = replace(record, heard=())
+        before = self.core.parts.ledger.episodes.put(record)
         if (database := self.core.parts.ledger.database).log_is_long:
             self.writer.submit(lambda: self.core.safely("checkpoint", database.checkpoint))
-        for reward in record.rewards:
-            evaluated(record.episode.id, reward)
+        for episode_id, reward in [(record.episode.id, r) for r in record.rewards] + [
+            (before, r) for r in record.heard
+        ]:
+            if episode_id:
+                evaluated(episode_id, reward)
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
         return record.episode
@@ -195,7 +202,9 @@ class Keeper:
             session.resumed_id = standing.id if standing else ""
         earlier = self._earlier(session)
         record = self._rendered(session, status, error, ended, earlier)
-        return record if earlier is None else replace(record, rewards=self.decided(earlier, plan.resume))
+        if earlier is None:
+            return record
+        return replace(record, rewards=(*record.rewards, *self.decided(earlier, plan.resume)))
 
     def _rendered(
         self,
@@ -212,7 +221,33 @@ class Keeper:
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
-        return replace(record, sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample))
+        return replace(
+            record,
+            sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample),
+            rewards=self.seen(record.episode),
+            heard=() if earlier else self._heard(session.plan),
+        )
+
+    def seen(self, episode: Episode) -> tuple[Reward, ...]:
+        """What a run that has ended says of itself."""
+        try:
+            return seen_in(episode, self.core.options.signals)
+        except Exception as error:  # noqa: BLE001 - a record must not fail for it
+            self.core.failed("signals", error)
+            return ()
+
+    def _heard(self, plan: Plan) -> tuple[Reward, ...]:
+        """What the user's message says of the run before it in the thread."""
+        from reflect_middleware.recording import cleaner
+
+        names = self.core.options.signals
+        if not plan.thread_id or plan.parent_id or plan.resume is not None or not set(HEARD) & set(names):
+            return ()
+        try:
+            return heard_in(last_said(plan.graph_input), names, cleaner(self.core.options.redact))
+        except Exception as error:  # noqa: BLE001 - a record must not fail for it
+            self.core.failed("signals", error)
+            return ()
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""

@@ -287,7 +287,7 @@ class Outage:
         from reflect_middleware.replay import write
 
         try:
-            episodes = write(self.core.parts.ledger, entry, self.core.keeper.decided)
+            episodes = write(self.core.parts.ledger, entry, self.core.keeper.decided, self.core.keeper.seen)
         except TargetError as error:  # no later attempt knows better
             self.core.failed("reward", error)
             episodes = ()

@@ -120,7 +120,7 @@ class ModelReflector:
     def _ask(self, messages: list[BaseMessage], schema: dict[str, Any] | None, so_far: Answer) -> Answer:
         """One question; its answer is added to what came before."""
         try:
-            reply = self._structured(messages, schema) or self.model.invoke(messages, config=_config())
+            reply = self.reply(messages, schema)
         except Exception as error:
             raise UnusableAnswerError(f"its model raised {type(error).__name__}: {error}", so_far) from error
         raw = answer_text(reply)
@@ -134,6 +134,10 @@ class ModelReflector:
             output_tokens=so_far.output_tokens + int(usage.get("output_tokens") or 0),
             note="; ".join(problems),
         )
+
+    def reply(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> BaseMessage:
+        """The model's reply, under the schema where it has structured output."""
+        return self._structured(messages, schema) or self.model.invoke(messages, config=_config())
 
     def _structured(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> BaseMessage | None:
         """The reply under the schema; None where the model, its server or this call cannot do that."""
