@@ -238,13 +238,11 @@ class Keeper:
 
     def _heard(self, plan: Plan) -> tuple[Reward, ...]:
         """What the user's message says of the run before it in the thread."""
-        from reflect_middleware.recording import cleaner
-
         names = self.core.options.signals
-        if not plan.thread_id or plan.parent_id or plan.resume is not None or not set(HEARD) & set(names):
+        if not plan.thread_id or plan.parent_id or plan.resume is not None or not any(name in names for name in HEARD):
             return ()
         try:
-            return heard_in(last_said(plan.graph_input), names, cleaner(self.core.options.redact))
+            return heard_in(last_said(plan.graph_input), names, self._clean)
         except Exception as error:  # noqa: BLE001 - a record must not fail for it
             self.core.failed("signals", error)
             return ()
@@ -264,6 +262,11 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - the user's callables
             self.core.failed("decision", error)
             return ()
+
+    def _clean(self, text: str) -> str:
+        from reflect_middleware.recording import cleaner
+
+        return cleaner(self.core.options.redact)(text)
 
     def _earlier(self, session: Session) -> Episode | None:
         from reflect_middleware.replay import usable

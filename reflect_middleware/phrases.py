@@ -181,7 +181,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 _STOP = re.compile(r"[.!?。]")
 _ASKING = ("吗", "呢", "么", "か", "の")
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'"})
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "´": "'"})
 
 
 def verdict(message: str) -> Verdict:
@@ -197,8 +197,10 @@ def verdict(message: str) -> Verdict:
 
 def _folded(message: str) -> str:
     """In one case, with one form of each character, without marks before the first word."""
-    text = unicodedata.normalize("NFKC", message).translate(_QUOTES).casefold()
-    return " ".join(text.split()).lstrip("¡¿!.,- ")
+    message = message.replace("`", "'")
+    if not message.isascii():
+        message = unicodedata.normalize("NFKC", message).translate(_QUOTES)
+    return " ".join(message.casefold().split()).lstrip("¡¿!.,- ")
 
 
 def _asks(text: str, start: int) -> bool:
