@@ -145,9 +145,8 @@ def _ending(episode: Episode) -> Iterator[tuple[str, str]]:
 def _tools(episode: Episode) -> Iterator[tuple[str, str]]:
     """What the calls of tools say: of each rule one thing, however often it applies."""
     calls: dict[str, list[Step]] = {}
-    for step in episode.trajectory:
-        if step.kind == "tool":
-            calls.setdefault(step.name, []).append(step)
+    for step in _calls(episode):
+        calls.setdefault(step.name, []).append(step)
     left: list[str] = []
     repairs: list[str] = []
     for name, steps in calls.items():
@@ -162,6 +161,16 @@ def _tools(episode: Episode) -> Iterator[tuple[str, str]]:
     for rule, said in (("error", left), ("loop", again), ("repair", repairs)):
         if said:
             yield rule, "; ".join(dict.fromkeys(said[-NAMED:]))
+
+
+def _calls(episode: Episode) -> Iterator[Step]:
+    """The calls of tools; not those in whose place a reviewer has answered, whose decision is a reward of its own."""
+    answered = False
+    for step in episode.trajectory:
+        if step.kind in ("resume", "model"):
+            answered = step.kind == "resume"
+        elif step.kind == "tool" and not (answered and step.error and not step.input):
+            yield step
 
 
 def _follows(later: Step, earlier: Step) -> bool:

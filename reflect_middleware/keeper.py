@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.due import counts
-from reflect_middleware.hints import HEARD, heard_in, seen_in
 from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
-from reflect_middleware.render import last_said
+from reflect_middleware.overhear import heard, seen
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
 from reflect_middleware.telemetry import evaluated, remember
@@ -224,28 +223,9 @@ class Keeper:
         return replace(
             record,
             sampled=counts(status, record.episode.id, rewarded=False, sample=options.sample),
-            rewards=self.seen(record.episode),
-            heard=() if earlier else self._heard(session.plan),
+            rewards=seen(self.core, record.episode),
+            heard=() if earlier else heard(self.core, session.plan),
         )
-
-    def seen(self, episode: Episode) -> tuple[Reward, ...]:
-        """What a run that has ended says of itself."""
-        try:
-            return seen_in(episode, self.core.options.signals)
-        except Exception as error:  # noqa: BLE001 - a record must not fail for it
-            self.core.failed("signals", error)
-            return ()
-
-    def _heard(self, plan: Plan) -> tuple[Reward, ...]:
-        """What the user's message says of the run before it in the thread."""
-        names = self.core.options.signals
-        if not plan.thread_id or plan.parent_id or plan.resume is not None or not any(name in names for name in HEARD):
-            return ()
-        try:
-            return heard_in(last_said(plan.graph_input), names, self._clean)
-        except Exception as error:  # noqa: BLE001 - a record must not fail for it
-            self.core.failed("signals", error)
-            return ()
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""
@@ -262,11 +242,6 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - the user's callables
             self.core.failed("decision", error)
             return ()
-
-    def _clean(self, text: str) -> str:
-        from reflect_middleware.recording import cleaner
-
-        return cleaner(self.core.options.redact)(text)
 
     def _earlier(self, session: Session) -> Episode | None:
         from reflect_middleware.replay import usable

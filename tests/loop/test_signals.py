@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -141,22 +140,21 @@ def test_across_two_processes_lives(make: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_from_another_process(make: Any, tmp_path: Path) -> None:
-    reflection = make(every=99, path=str(tmp_path))
-    talk(reflection, "Refund 1182")
-    command = [sys.executable, "-c", TALKER, str(tmp_path), json.dumps(make.place(tmp_path)), WRONG]
-    subprocess.run(command, check=True, timeout=120)
-    assert [signs(e) for e in reflection.episodes.list()] == [{}, {"correction": 0.1}]
+def test_from_another_process(tmp_path: Path) -> None:
+    with testing.reflection(every=99, path=str(tmp_path)) as reflection:
+        talk(reflection, "Refund 1182")
+        subprocess.run([sys.executable, "-c", TALKER, str(tmp_path), WRONG], check=True, timeout=120)
+        assert [signs(e) for e in reflection.episodes.list()] == [{}, {"correction": 0.1}]
 
 
 TALKER = """
-import json, sys
+import sys
 from reflect_middleware import Reflection
 from tests.loop.conftest import agent
 
-with Reflection(path=sys.argv[1], store="exact", embeddings="hashing", **json.loads(sys.argv[2])) as reflection:
+with Reflection(path=sys.argv[1], store="exact", embeddings="hashing") as reflection:
     config = {"configurable": {"thread_id": "1"}}
-    reflection.wrap(agent()).invoke({"messages": [("user", sys.argv[3])]}, config)
+    reflection.wrap(agent()).invoke({"messages": [("user", sys.argv[2])]}, config)
 """
 
 
@@ -238,8 +236,8 @@ def test_signs_are_no_failures_for_a_cadence(make: Any) -> None:
 
 def test_the_figures_about_late_rewards_leave_them_out(make: Any) -> None:
     reflection = make(testing.ScriptedChatModel(lambda _: '{"edits": []}'), every=1, reward=None)
-    for _ in range(5):
-        talk(reflection, "Refund 1182", WRONG)
+    talk(reflection, "Refund 1182", WRONG)
+    assert signs(reflection.episodes.list()[1])
     (finding,) = [f for f in reflection.doctor() if f.check == "rewards"]
     assert finding.facts["rewards"] == 0
 
@@ -364,8 +362,8 @@ def test_a_failure_of_ours_costs_the_signs_only(make: Any, monkeypatch: pytest.M
     def broken(*_: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("reflect_middleware.keeper.seen_in", broken)
-    monkeypatch.setattr("reflect_middleware.keeper.heard_in", broken)
+    monkeypatch.setattr("reflect_middleware.overhear.seen_in", broken)
+    monkeypatch.setattr("reflect_middleware.overhear.heard_in", broken)
     reflection = make(every=99)
     assert talk(reflection, "Refund 1", WRONG) == [{}, {}]
     assert reflection.flush(20)

@@ -78,6 +78,13 @@ def test_the_same_call_that_succeeds_later_is_no_sign(later: Step) -> None:
     assert seen(call(1, got="", error="busy"), later) == {}
 
 
+def test_what_a_reviewer_rejects_is_no_error_of_a_tool() -> None:
+    resumed, rejected = Step(kind="resume"), call(2, "", "", "not now")
+    assert seen(says(), resumed, rejected, says(), call(4)) == {}
+    assert list(seen(says(), resumed, call(2, error="no such day"), says())) == ["error"]
+    assert list(seen(says(), resumed, says(), rejected, says())) == ["error"]  # an unknown tool
+
+
 def test_a_call_beside_the_one_that_failed_repairs_nothing() -> None:
     beside = call(1, '{"day": "friday"}')
     assert list(seen(call(1, got="", error="full"), beside)) == ["error"]
