@@ -65,7 +65,7 @@ def assess(episodes: Sequence[Episode], ask: Ask, *, budget_tokens: int, count_t
     """Ask the model about these episodes, and once more where its answer cannot be read.
 
     Raises:
-        Exception: Whatever the model raises.
+        Exception: Whatever the model raises when it is first asked.
     """
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
@@ -77,7 +77,11 @@ def assess(episodes: Sequence[Episode], ask: Ask, *, budget_tokens: int, count_t
     if not problem:
         return Assessed(rewards=found, answer=first)
     again = AGAIN.format(problem=problem)
-    reply = ask([*messages, AIMessage(first.raw or "(no text)"), HumanMessage(again)], None)
+    try:
+        reply = ask([*messages, AIMessage(first.raw or "(no text)"), HumanMessage(again)], None)
+    except Exception as error:  # noqa: BLE001 - the first answer's tokens are to be counted
+        said = f"the runs were not assessed: {problem}, then {type(error).__name__}: {error}"
+        return Assessed(rewards={}, answer=replace(first, note=said))
     second = _told(replace(first, raw="", prompt=f"{first.prompt}\n\n{again}"), reply)
     found, problem = read(second.raw, named)
     note = f"the runs were not assessed: {problem}" if problem else ""

@@ -142,6 +142,15 @@ def test_asking_again_once() -> None:
     assert done.answer.note.startswith("the runs were not assessed: there is no JSON object")
 
 
+def test_a_model_that_fails_when_it_is_asked_again() -> None:
+    done = asked(ScriptedChatModel(["They are fine.", ConnectionError("away")]))
+    assert done.rewards == {}
+    assert done.answer.input_tokens > 100
+    assert done.answer.note.endswith("then ConnectionError: away")
+    with pytest.raises(ConnectionError):
+        asked(ScriptedChatModel([ConnectionError("away")]))
+
+
 def test_the_question_keeps_to_its_budget() -> None:
     long = {f"E{n}": episode(n, said="word " * 4_000) for n in range(1, 9)}
     text = question(long, 4_000, approximate_tokens)
