@@ -28,6 +28,7 @@ SHORT = 300
 """Most characters of what was said by others, such as a driver."""
 
 REMEDIES: Mapping[str, str] = {
+    "assess": "runs were reflected on without the model's judgement (reward='self'): see the check `reflections`",
     "begin": "the run went on unseen: check namespace= and the run's config",
     "checkpoint": "SQLite's log grows meanwhile: see the check `ledger` and its free disk",
     "close": "a process ended before its work was done: see its debug log",
@@ -47,6 +48,7 @@ REMEDIES: Mapping[str, str] = {
     "retrieve.resting": "retrieval rests for 30 s after failures in a row: see the check `failures: retrieve`",
     "retrieve.timeout": "a slow embedder or ledger: raise retrieve_timeout=, or use a local embedder",
     "reward": "check the callable given as reward=: its episodes count without a reward",
+    "signals": "runs were recorded without the signs found in them: please report it with its debug log",
     "spool": "an entry could not be written to the ledger: see its debug log",
     "spool full": "entries were lost: mend the ledger, whose outage outlasted the spool's room",
     "store": "searches go over the ledger's vectors meanwhile: see the check `store`",

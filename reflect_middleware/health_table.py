@@ -13,6 +13,7 @@ from reflect_middleware.counters import Count
 from reflect_middleware.database import Database
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.namespaces import from_key
+from reflect_middleware.rewards_table import found_by_us
 from reflect_middleware.schema import (
     counters,
     dead,
@@ -214,10 +215,10 @@ class HealthTable:
         )
 
     def delays(self) -> Delays:
-        """When the newest `SAMPLE` rewards came; a reviewer's decisions, which come during the run, do not count."""
+        """When the newest `SAMPLE` rewards came; a reviewer's decisions and what we find ourselves do not count."""
         newest = (
             sa.select(rewards.c.target, rewards.c.at)
-            .where(~rewards.c.waiting, ~rewards.c.key.startswith(PREFIX))
+            .where(~rewards.c.waiting, ~rewards.c.key.startswith(PREFIX), ~found_by_us)
             .order_by(rewards.c.seq.desc())
             .limit(SAMPLE)
             .subquery()

@@ -27,6 +27,9 @@ from reflect_middleware.types import Episode, EpisodeStatus, Step
 
 Redact = Callable[[str], str] | None
 
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens"}
+
 
 def record_of(
     session: Session,
@@ -154,7 +157,19 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
         input_tokens=noted.usage[0],
         output_tokens=noted.usage[1],
+        truncated=noted.kind == "model" and _truncated(noted.output),
     )
+
+
+def _truncated(output: Any) -> bool:
+    """Whether a model's answer ends because of a limit of tokens, as providers say it."""
+    last = output[-1] if isinstance(output, list) and output else None
+    told = vars(last).get("response_metadata") if is_a(last, BaseMessage) else None
+    if not told:
+        return False
+    details = told.get("incomplete_details")
+    reasons = [told.get(name) for name in _REASONS] + [details.get("reason") if isinstance(details, dict) else None]
+    return any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
 
 
 def _given(value: Any, seen: set[Any]) -> Any:

@@ -22,6 +22,7 @@ from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerErr
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.refusals import LOOKED_AT, refused_before
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
+from reflect_middleware.weigh import joined, weighed
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -56,10 +57,14 @@ class Reflecting:
                 with self._holding(claim):
                     batch = self._batch(claim)
                     record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
-                    answer = self._ask(batch)
+                    batch, answer = weighed(self.core, claim.id, batch, self._default_reflector)
+                    answer = joined(answer, self._ask(batch))
                     report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
-                answer, failure = error.answer if isinstance(error, UnusableAnswerError) else answer, error
+                answer, failure = (
+                    joined(answer, error.answer) if isinstance(error, UnusableAnswerError) else answer,
+                    error,
+                )
                 report = self._failed(claim, _filled(record, answer, clock), error)
             workflow.end(report, answer, failure)
         self._tell(report)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
-from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
+from reflect_middleware.errors import ClosedError, ConfigurationError, MissingExtraError, TemplateError
 from reflect_middleware.freezing import Freezing
 from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
@@ -72,6 +72,9 @@ class Reflection(Freezing):
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
         reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
             `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
+            `"self"`: the model judges what nobody has rewarded, before it reflects.
+        signals: What runs say of themselves becomes rewards with `source="implicit"`: True for all rules, False for
+            none, or names of rules: `failed`, `limit`, `error`, `loop`, `repair`, `correction`, `thanks`, `agreement`.
         decision: Reads a person's answer to an interrupt: callable(what was asked, the answer to it), with the results
             of `reward`; their source is `user`. None: the decisions of `HumanInTheLoopMiddleware` are known (approve
             is 1, edit 0.5 with the edited call as correction, reject 0), and other answers judge nothing.
@@ -133,7 +136,8 @@ class Reflection(Freezing):
         store_options: Mapping[str, Any] | None = None,
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
-        reward: Callable[..., Any] | None = None,
+        reward: Callable[..., Any] | Literal["self"] | None = None,
+        signals: bool | tuple[str, ...] = True,
         decision: Callable[[list[Any], Any], Any] | None = None,
         task: Callable[[Any], str] | None = None,
         top_k: int = 5,
@@ -434,6 +438,8 @@ class Reflection(Freezing):
     # Inside.
 
     def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+        if reward is not None and not callable(reward):
+            raise ConfigurationError("reward", reward, "a callable or None", "For 'self' see `Reflection(reward=…)`.")
         found = self._options.rule if namespace is None else rule(namespace)
         self._core.rules.add(found)
         return Spec(

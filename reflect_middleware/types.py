@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -57,13 +57,17 @@ class Reward(Frozen):
     """When it was given (UTC)."""
 
 
+def most_trusted(rewards: Iterable[Reward]) -> str:
+    """The most trusted source present; empty without any reward."""
+    present = {reward.source for reward in rewards}
+    return next((source for source in (*TRUST, *sorted(present - set(TRUST))) if source in present), "")
+
+
 def combined(rewards: Sequence[Reward]) -> float | None:
     """Mean over the rewards of the most trusted source present; None without any."""
-    for source in (*TRUST, *sorted({r.source for r in rewards} - set(TRUST))):
-        values = [r.value for r in rewards if r.source == source]
-        if values:
-            return sum(values) / len(values)
-    return None
+    source = most_trusted(rewards)
+    values = [reward.value for reward in rewards if reward.source == source]
+    return sum(values) / len(values) if values else None
 
 
 class Step(Frozen):
@@ -92,6 +96,8 @@ class Step(Frozen):
     """Tokens read, as the provider reports them; 0 if it does not."""
     output_tokens: int = 0
     """Tokens written, as the provider reports them; 0 if it does not."""
+    truncated: bool = False
+    """True where the provider says that a limit of tokens has cut off the model's answer."""
 
 
 class Exposure(Frozen):
@@ -206,7 +212,10 @@ class Lesson(Frozen):
     shown: int = 0
     """In how many episodes it was in the prompt."""
     shown_reward: float | None = None
-    """Mean reward of the latest 500 of them, of those that have one. A description, not a proof that it helps."""
+    """Mean reward of the latest 500 of them, by the most trusted source that judged any.
+
+    Signs found in the runs themselves do not count. A description, not a proof that it helps.
+    """
 
     @property
     def text(self) -> str:
