@@ -365,8 +365,8 @@ def test_a_namespace_that_comes_back_begins_anew(make: Any) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize(("make", "store"), [("sqlite", "chroma"), ("postgresql", "exact")], indirect=["make"])
 def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, store: str) -> None:
-    reflection = make(testing.ScriptedChatModel(lambda _: adding("canary order", do="ask the Pflaumenmus desk")), every=1,
-                      path=str(tmp_path))  # fmt: skip
+    model = testing.ScriptedChatModel(lambda _: adding("canary order", do="ask the Pflaumenmus desk"))
+    reflection = make(model, every=1, path=str(tmp_path))
     with child(make, tmp_path, f"wait:{store}") as other:
         assert other.stdin is not None
         assert other.stdout is not None
