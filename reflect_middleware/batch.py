@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reflect_middleware.store import Vector
     from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, Reward
 
 
@@ -23,6 +24,12 @@ class Batch:
     """By id, what is now said of the earlier episodes from which the lessons that need review were learned."""
     rejected: tuple[EditOutcome, ...] = ()
     """Edits refused earlier, so that they need not be proposed again."""
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    """By task, its vector where an embedder works: tasks that read alike stand side by side."""
+    tokens_left: int | None = None
+    """What is left of the day's tokens (`daily_tokens`); None without a limit."""
+    released: Callable[[], bool] = field(default=lambda: False, compare=False)
+    """True once the batch was given back, e.g. by `close()`: what is learned from it then has no effect."""
 
     @property
     def rewards(self) -> dict[str, Sequence[Reward]]:

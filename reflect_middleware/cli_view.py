@@ -130,6 +130,8 @@ class View:
             "tokens": f"{record.input_tokens} read, {record.output_tokens} written",
             "episodes": "\n".join(record.episodes),
             "asked by": record.way,
+            "cut": "\n".join(f"{cut.episode}: {cut.text}" for cut in record.cut),
+            "not read": "\n".join(f"{', '.join(skip.episodes)}: {skip.reason}" for skip in record.skipped),
             "prompt": record.prompt,
             "answer": record.answer,
             "note": record.note,

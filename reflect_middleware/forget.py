@@ -113,7 +113,12 @@ def scrubbed(record: ReflectionRecord, gone: AbstractSet[str], erased: AbstractS
     outcomes = tuple(_bare(outcome, erased) for outcome in record.outcomes)
     stay = tuple(episode for episode in record.episodes if episode not in gone)
     empty = {"prompt": "", "answer": "", "note": "", "error": "purged" if record.error else ""}
-    return record.model_copy(update={**empty, "outcomes": outcomes, "episodes": stay})
+    kept = {
+        "episodes": stay,
+        "cut": tuple(cut for cut in record.cut if cut.episode not in gone),
+        "skipped": tuple(skip for skip in record.skipped if gone.isdisjoint(skip.episodes)),
+    }
+    return record.model_copy(update={**empty, **kept, "outcomes": outcomes})
 
 
 def words_of(record: ReflectionRecord) -> Said:

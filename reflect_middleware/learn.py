@@ -279,6 +279,8 @@ def joined(namespace: Namespace, reports: Sequence[ReflectionReport]) -> Reflect
         accepted=tuple(o for r in reports for o in r.accepted),
         rejected=tuple(o for r in reports for o in r.rejected),
         lessons=tuple({lesson.id: lesson for r in reports for lesson in r.lessons}.values()),
+        cut=tuple(cut for r in reports for cut in r.cut),
+        skipped=tuple(skip for r in reports for skip in r.skipped),
         input_tokens=sum(r.input_tokens for r in reports),
         output_tokens=sum(r.output_tokens for r in reports),
         error=next((r.error for r in reports if r.error), ""),

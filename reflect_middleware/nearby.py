@@ -25,7 +25,18 @@ Pair = tuple[Lesson, "Vector | None"]
 
 
 def related(parts: Parts, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
-    """The standing lessons that these episodes may touch: all if they are few, else the nearest."""
+    """The standing lessons that these episodes may touch, with statistics: all if they are few, else the nearest."""
+    return with_statistics(parts, _related(parts, namespace, episodes))
+
+
+def with_statistics(parts: Parts, lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
+    """The lessons, with how often each was shown and what the episodes that it was shown in earned."""
+    known = parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
+    named = {i: {"shown": times, "shown_reward": reward} for i, (times, reward) in known.items()}
+    return tuple(lesson.model_copy(update=named.get(lesson.id, {})) for lesson in lessons)
+
+
+def _related(parts: Parts, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
     table = parts.ledger.lessons
     few = sum(table.standing(namespace).values()) <= FEW
     standing = table.find(namespace, standing=True) if few else ()

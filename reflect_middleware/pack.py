@@ -2,179 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reflect_middleware.prompts import CUT_STEPS, CUT_TEXT, HELD, LESSONS_SO_FAR, NO_LESSONS, NO_REWARD, REFUSED_BEFORE
-from reflect_middleware.rollout import Beat, beats, last_words
+from reflect_middleware.evidence import plain
+from reflect_middleware.fit import EARLIER, FEW_CLIPS, Rollout, fit_episode, line, reward_lines, shorten
+from reflect_middleware.groups import Group, diverge, grouped, nothing_new
+from reflect_middleware.prompts import (
+    ALIKE_TASKS,
+    AS_GIVEN,
+    BEST_FIRST,
+    EARLIER_TURNS,
+    HELD,
+    LEFT_OUT,
+    LESSONS_SO_FAR,
+    NO_LESSONS,
+    NO_REWARD,
+    REFUSED_BEFORE,
+    SAME_TASK,
+)
+from reflect_middleware.segments import Note, condensed
 
 if TYPE_CHECKING:
     from reflect_middleware.batch import Batch
-    from reflect_middleware.types import EditOutcome, Episode, Lesson, Reward
+    from reflect_middleware.types import Cut, EditOutcome, Lesson, Reward, Skipped
+
+__all__ = ["Count", "Packed", "approximate_tokens", "fit_episode", "pack", "render", "shorten"]
 
 Count = Callable[[str], int]
 """Text to its number of tokens."""
 
-CLIPS = (8_000, 5_000, 3_200, 2_000, 1_300, 800, 500, 320)
-"""Characters left of one text while all steps are kept, tried in this order."""
-FEW_CLIPS = (320, 200, 120, 60)
-"""Characters left of one text once steps are cut as well."""
-VITAL = 4
-"""A task, error, comment or correction may be this many times longer than any other text."""
-GAP = 24
-"""Characters allowed for each mention of cut steps."""
 LATE = 3
 """Most rewards shown with a lesson that came after it was learned."""
 REJECTED = 10
 """Most refused edits that are repeated to the reflector."""
 ROOMY = 800
 """Characters an episode must have before refused edits are repeated at all."""
+WIDE = 40
+"""Characters a token has at most, when a text is so long that counting all of it would take its time."""
 
-_FENCE = re.compile(r"<(?=/?\s*episode\b)", re.IGNORECASE)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A batch as text, and what the text lacks."""
+
+    text: str
+    handles: tuple[str, ...] = ()
+    """Of the episodes that are in it."""
+    cut: tuple[Cut, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 def approximate_tokens(text: str) -> int:
     """A cautious guess without a tokenizer: three bytes of UTF-8 a token."""
     return -(-len(text.encode("utf-8", "replace")) // 3)
-
-
-def shorten(text: str, limit: int) -> str:
-    """At most `limit` characters of the text: its beginning and its end, with the cut named where there is room."""
-    if len(text) <= limit:
-        return text
-    longest = len(CUT_TEXT.format(count=len(text)))
-    named = longest * 3 <= limit
-    room = limit - longest if named else max(limit - 1, 0)
-    mark = CUT_TEXT.format(count=len(text) - room) if named else "…"[:limit]
-    head = -(-room * 2 // 3)
-    return text[:head] + mark + text[len(text) - room + head :]
-
-
-def _line(label: str, text: str, limit: int) -> list[str]:
-    """`label: text`, safe to stand inside our tags; nothing for an empty text."""
-    body = _FENCE.sub("\u2039", text.strip())
-    mark = " " if label.startswith("call ") else ": "
-    return [f"{label}{mark}{shorten(body, limit)}"] if body and limit > 0 else []
-
-
-def _reward_lines(reward: Reward, limit: int) -> list[str]:
-    by = "" if reward.source == "outcome" else f" by {reward.source}"
-    of = "" if reward.key == "reward" else f" for {reward.key}"
-    comment = _line("", reward.comment, limit)
-    said = f" ({comment[0][2:]})" if comment else ""
-    return [f"reward{by}{of}: {reward.value:.3g}{said}", *_line("correction", reward.correction, limit)]
-
-
-def _head(handle: str, episode: Episode, clip: int) -> list[str]:
-    return [f'<episode id="{handle}">', *_line("task", episode.task, clip * VITAL)]
-
-
-def _tail(episode: Episode, clip: int) -> list[str]:
-    """How it ended and what it was worth: never left out."""
-    vital = clip * VITAL
-    ended = "" if episode.status == "completed" else f"{episode.status} {episode.error}"
-    rewards = [line for reward in episode.rewards for line in _reward_lines(reward, vital)]
-    return [
-        *_line("ended", ended, vital),
-        *_line("right answer", episode.reference, vital),
-        *(rewards or [f"reward: {NO_REWARD}"]),
-        "</episode>",
-    ]
-
-
-def _texts(told: Sequence[Beat], clip: int) -> list[str]:
-    """Each beat as text."""
-    return [
-        "\n".join(
-            line
-            for label, text in beat.lines
-            for line in _line(label, text, clip * VITAL if label == "error" else clip)
-        )
-        for beat in told
-    ]
-
-
-def _order(told: Sequence[Beat]) -> tuple[list[int], int]:
-    """Indexes of the beats, those to keep longest first, and how many of them say what no other does.
-
-    These are the last, the first, and the last one with each different error; then come the other errors, then the
-    rest from both ends inward.
-    """
-    last = len(told) - 1
-    errors = [i for i in range(last, -1, -1) if told[i].error]
-    different = {told[i].error: i for i in reversed(errors)}.values()
-    inward = [i for pair in zip(range(last, -1, -1), range(last + 1), strict=True) for i in pair]
-    vital = dict.fromkeys([*inward[:2], *sorted(different, reverse=True)])
-    return list(vital | dict.fromkeys([*errors, *inward])), len(vital)
-
-
-def _with_gaps(texts: Sequence[str], kept: Iterable[int]) -> list[str]:
-    """The kept steps in their order, each run of cut ones replaced by a note."""
-    lines: list[str] = []
-    before = 0
-    for index in [*sorted(kept), len(texts)]:
-        if index > before:
-            lines.append(CUT_STEPS.format(count=index - before))
-        lines.extend(texts[index : index + 1])
-        before = index + 1
-    return lines
-
-
-def _choose(texts: Sequence[str], order: Sequence[int], room: int) -> list[int]:
-    """The steps that fit into `room` characters, asked in this order."""
-    kept: list[int] = []
-    for index in order:
-        size = len(texts[index]) + 1 + GAP
-        if size <= room:
-            room -= size
-            kept.append(index)
-    return kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Rollout:
-    """An episode ready to be written at any length."""
-
-    handle: str
-    episode: Episode
-    told: list[Beat]
-    output: str
-
-    @staticmethod
-    def of(handle: str, episode: Episode) -> _Rollout:
-        return _Rollout(handle, episode, beats(episode), last_words(episode))
-
-    def join(self, steps: Sequence[str], clip: int) -> str:
-        head, tail = _head(self.handle, self.episode, clip), _tail(self.episode, clip)
-        return "\n".join([*head, *steps, *_line("output", self.output, clip), *tail])
-
-    def smallest(self) -> str:
-        """Everything that is never left out, each text at its shortest, no step."""
-        clip = FEW_CLIPS[-1] // VITAL
-        gaps = _with_gaps([""] * len(self.told), ())
-        return "\n".join([*_head(self.handle, self.episode, clip), *gaps, *_tail(self.episode, clip)])
-
-    def fit(self, limit: int) -> str:
-        """The fullest form in at most `limit` characters; the smallest one where none is that short."""
-        for clip in (max(limit, 1), *(clip for clip in CLIPS if clip < limit)):
-            text = self.join(_texts(self.told, clip), clip)
-            if len(text) <= limit:
-                return text
-        order, vital = _order(self.told)
-        for clip in FEW_CLIPS:
-            texts = _texts(self.told, clip)
-            kept = _choose(texts, order, limit - len(self.join([], clip)) - GAP)
-            text = self.join(_with_gaps(texts, kept), clip)
-            if len(text) <= limit and (set(order[:vital]) <= set(kept) or clip == FEW_CLIPS[-1]):
-                return text
-        return self.smallest()
-
-
-def fit_episode(handle: str, episode: Episode, limit: int) -> str:
-    """The fullest form of an episode in at most `limit` characters; the smallest one where none is that short."""
-    return _Rollout.of(handle, episode).fit(limit)
 
 
 def _standing(lesson: Lesson) -> str:
@@ -191,14 +73,51 @@ def _standing(lesson: Lesson) -> str:
 def _lesson(handle: str, lesson: Lesson, late: Sequence[Reward], limit: int) -> str:
     half = max(limit // 2, 1)
     said = f"{handle}: When {shorten(lesson.when, half)}: {shorten(lesson.do, half)}"
-    came = [f"  since then, {line}" for reward in late[-LATE:] for line in _reward_lines(reward, limit // 3)]
-    return "\n".join([said, f"  {_standing(lesson)}", *_line("  because", lesson.because, limit // 3), *came])
+    came = [f"  since then, {line}" for reward in late[-LATE:] for line in reward_lines(reward, limit // 3)]
+    return "\n".join([said, f"  {_standing(lesson)}", *line("  because", lesson.because, limit // 3), *came])
 
 
 def _refusal(outcome: EditOutcome, limit: int) -> str:
     edit = outcome.edit
     said = f"{edit.op} {edit.when}: {edit.do}" if edit.do else edit.op
-    return "\n".join(_line("-", f"{said} ({outcome.reason})", limit))
+    return "\n".join(line("-", f"{said} ({outcome.reason})", limit))
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Rollouts that stand side by side, under one heading where there are several."""
+
+    heading: str
+    task: str
+    """The task of all of them; empty where each has its own."""
+    earlier: str
+    """The turns before it, likewise."""
+    rollouts: tuple[Rollout, ...]
+
+    def texts(self, limit: int) -> list[str]:
+        """The heading, with the task where it is the same, and each rollout."""
+        task = line("task", self.task, max(limit, FEW_CLIPS[-1]))
+        before = line(EARLIER_TURNS, self.earlier, min(limit, EARLIER), head=1 / 3)
+        heading = ["\n".join([self.heading, *task, *before])] if self.heading else []
+        return [*heading, *(rollout.fit(limit).text for rollout in self.rollouts)]
+
+
+def _side_by_side(group: Group, known: Mapping[str, Rollout]) -> _Side:
+    rollouts = [known[handle] for handle in group.handles]
+    best, worst = rollouts[0], rollouts[-1]
+    if best is worst:
+        return _Side("", "", "", (best,))
+    marked = [_marked(rollout, worst if rollout is best else best) for rollout in rollouts]
+    order = BEST_FIRST if best.episode.reward != worst.episode.reward else AS_GIVEN
+    heading = (SAME_TASK if group.same else ALIKE_TASKS).format(count=len(rollouts), order=order)
+    if len({(plain(rollout.task), plain(rollout.earlier)) for rollout in rollouts}) > 1:
+        return _Side(heading, "", "", tuple(marked))
+    return _Side(heading, best.task, best.earlier, tuple(replace(rollout, task="", earlier="") for rollout in marked))
+
+
+def _marked(rollout: Rollout, other: Rollout) -> Rollout:
+    parted = diverge(rollout.beats, other.beats)
+    return rollout.parting(parted[0], other.handle) if parted else rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +125,33 @@ class _Page:
     """All that is to be written, with everything done that does not depend on the room there is."""
 
     batch: Batch
-    rollouts: list[_Rollout]
+    sides: list[_Side]
+    skipped: tuple[Skipped, ...]
+
+    @staticmethod
+    def of(batch: Batch, notes: Mapping[str, Sequence[Note]]) -> _Page:
+        skipped = nothing_new(batch)
+        gone = {episode for skip in skipped for episode in skip.episodes}
+        read = {handle: episode for handle, episode in batch.episode_handles.items() if episode.id not in gone}
+        known = {handle: Rollout.of(handle, episode) for handle, episode in read.items()}
+        sides = [_side_by_side(group, known) for group in grouped(batch) if group.handles[0] in known]
+        if notes:
+            sides = [
+                replace(side, rollouts=tuple(condensed(r, notes.get(r.handle, ())) for r in side.rollouts))
+                for side in sides
+            ]
+        return _Page(batch, sides, skipped)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return [rollout for side in self.sides for rollout in side.rollouts]
+
+    @property
+    def left_out(self) -> list[str]:
+        handle = self.batch.handle
+        return [
+            LEFT_OUT.format(handles=", ".join(map(handle, skip.episodes)), reason=skip.reason) for skip in self.skipped
+        ]
 
     def text(self, limit: int) -> str:
         """The whole with at most about `limit` characters for each episode and a part of that for each lesson."""
@@ -218,7 +163,8 @@ class _Page:
         blocks = [
             "\n".join([LESSONS_SO_FAR, *lessons]) if lessons else NO_LESSONS,
             "\n".join([REFUSED_BEFORE, *refused]) if refused else "",
-            *(rollout.fit(limit) for rollout in self.rollouts),
+            *(text for side in self.sides for text in side.texts(limit)),
+            "\n".join(self.left_out),
         ]
         return "\n\n".join(filter(None, blocks))
 
@@ -230,7 +176,18 @@ class _Page:
             rest = shorten(" ".join(rollout.smallest().split()[2:]), limit)
             lines.append(f"{rollout.handle} reward: {', '.join(values) or NO_REWARD} {rest}".rstrip())
         standing = self.batch.lesson_handles.items()
-        return "\n".join([*lines, *(f"{handle}: {shorten(lesson.text, limit)}" for handle, lesson in standing)])
+        lessons = [f"{handle}: {shorten(lesson.text, limit)}" for handle, lesson in standing]
+        return "\n".join([*lines, *self.left_out, *lessons])
+
+    def packed(self, text: str, limit: int) -> Packed:
+        """The text with an account of what it lacks."""
+        cuts = (rollout.cut(rollout.fit(limit)) for rollout in self.rollouts)
+        return Packed(
+            text=text,
+            handles=tuple(rollout.handle for rollout in self.rollouts),
+            cut=tuple(cut for cut in cuts if cut),
+            skipped=self.skipped,
+        )
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
@@ -241,23 +198,38 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _size(episode: Episode) -> int:
-    texts = [len(s.input) + len(s.output) + len(s.error) + 80 for s in episode.trajectory]
-    said = [len(r.comment) + len(r.correction) + 120 for r in episode.rewards]
-    return sum(texts) + sum(said) + len(episode.task + episode.output + episode.error + episode.reference) + 400
+def pack(
+    batch: Batch, budget_tokens: int, count_tokens: Count, notes: Mapping[str, Sequence[Note]] | None = None
+) -> Packed:
+    """All rollouts with their rewards, and the related lessons, as one text of at most `budget_tokens`.
+
+    Rollouts of one task stand side by side, the best first, with a mark where they part; groups that say nothing new
+    are left out by name. Short episodes stay whole; the others share what is left evenly. Tasks, rewards with their
+    words, errors, the first and last steps and those at which rollouts part outlive the rest, and each cut is named.
+    Where even the shortest forms do not fit, they are truncated: every episode and its rewards are still named, even
+    if that takes more than the budget.
+
+    Args:
+        batch: Episodes and lessons.
+        budget_tokens: Most tokens of the text.
+        count_tokens: Text to its number of tokens.
+        notes: By handle, what the model noted of episodes that it read in segments before.
+    """
+    page = _Page.of(batch, notes or {})
+    full = max([2_400, *(len(e.task) for e in batch.episodes), *(rollout.size for rollout in page.rollouts)])
+    most = WIDE * max(budget_tokens, 100)
+    if full <= most or len(page.text(full)) <= most:
+        if count_tokens(text := page.text(full)) <= budget_tokens:
+            return page.packed(text, full)
+    else:
+        full = most
+    if count_tokens(page.text(0)) <= budget_tokens:
+        limit = _largest(0, full, lambda limit: count_tokens(page.text(limit)) <= budget_tokens)
+        return page.packed(page.text(limit), limit)
+    limit = _largest(0, full, lambda limit: count_tokens(page.roll(limit)) <= budget_tokens)
+    return page.packed(page.roll(limit), 0)
 
 
 def render(batch: Batch, budget_tokens: int, count_tokens: Count) -> str:
-    """All rollouts with their rewards, and the related lessons, as one text of at most `budget_tokens`.
-
-    Short episodes stay whole; the others share what is left evenly. Tasks, rewards with their words, errors and the
-    first and last steps outlive the rest, and each cut is named. Where even the shortest forms do not fit, they
-    are truncated: every episode and its rewards are still named, even if that takes more than the budget.
-    """
-    page = _Page(batch, [_Rollout.of(handle, episode) for handle, episode in batch.episode_handles.items()])
-    full = max([2_400, *map(_size, batch.episodes)])
-    if count_tokens(text := page.text(full)) <= budget_tokens:
-        return text
-    if count_tokens(page.text(0)) <= budget_tokens:
-        return page.text(_largest(0, full, lambda limit: count_tokens(page.text(limit)) <= budget_tokens))
-    return page.roll(_largest(0, full, lambda limit: count_tokens(page.roll(limit)) <= budget_tokens))
+    """The text of `pack`."""
+    return pack(batch, budget_tokens, count_tokens).text

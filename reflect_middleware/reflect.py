@@ -10,8 +10,10 @@ from reflect_middleware.answer import parse_answer, read_answers
 from reflect_middleware.asking import Asking, said, was_cut
 from reflect_middleware.batch import Batch
 from reflect_middleware.errors import ReflectorError
-from reflect_middleware.pack import Count, approximate_tokens, render
+from reflect_middleware.pack import Count, Packed, approximate_tokens, pack, render
 from reflect_middleware.prompts import CUT_OFF, EXAMPLE, EXAMPLE_ANSWER, INSTRUCTIONS, RETRY, answer_schema, system_text
+from reflect_middleware.reading import Reader, Reading
+from reflect_middleware.segments import MOST_SEGMENTS, too_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import BaseMessage
 
-    from reflect_middleware.types import Edit
+    from reflect_middleware.types import Cut, Edit, Skipped
 
 __all__ = ["Answer", "Batch", "ModelReflector", "Reflector", "UnusableAnswerError", "parse_answer", "render"]
 
 BUDGET_TOKENS = 16_000
 """Default size of the whole prompt."""
 RETRY_MARK = "\n\n--- asked again ---\n\n"
+NOTES_MARK = "\n\n--- with these notes ---\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,10 @@ class Answer:
     """How the model was asked, as in `ReflectionRecord.way`."""
     note: str = ""
     """What was wrong with the answer, e.g. edits that could not be read; empty if nothing."""
+    cut: tuple[Cut, ...] = ()
+    """The episodes that the prompt does not show in full."""
+    skipped: tuple[Skipped, ...] = ()
+    """The episodes that were not read, because they say nothing new."""
 
 
 class Reflector(Protocol):
@@ -74,6 +81,9 @@ class ModelReflector:
         count_tokens: Text to its number of tokens; the default is a cautious guess.
         prompt: Instructions that replace ours. The form of the answer is added to them.
         seed: Given to a model whose class has a field for one, unless it is set already.
+        segments: Most calls of one reflection that read long trajectories part by part and take notes, from 0. It does
+            so for an episode longer than the prompt that shows less than a tenth of it. A batch's `tokens_left` may
+            allow fewer.
     """
 
     def __init__(
@@ -84,12 +94,14 @@ class ModelReflector:
         count_tokens: Count = approximate_tokens,
         prompt: str | None = None,
         seed: int | None = None,
+        segments: int = MOST_SEGMENTS,
     ) -> None:
         self._given = model
         self._seed = seed
         self._budget = budget_tokens
         self._count = count_tokens
         self._instructions = INSTRUCTIONS if prompt is None else prompt
+        self._segments = segments
 
     @cached_property
     def model(self) -> BaseChatModel:
@@ -104,22 +116,63 @@ class ModelReflector:
 
     def question(self, batch: Batch) -> tuple[str, str]:
         """The system and the user text of the prompt for this batch; a worked example stands between them."""
+        system, packed = self._packed(batch)
+        return system, packed.text
+
+    def _packed(self, batch: Batch, reading: Reading | None = None) -> tuple[str, Packed]:
         system = system_text(self._instructions, lessons=bool(batch.lessons))
         fixed = self._count(system) + self._count(EXAMPLE) + self._count(EXAMPLE_ANSWER)
-        return system, render(batch, self._budget - fixed, self._count)
+        return system, pack(batch, self._budget - fixed, self._count, reading.notes if reading else None)
 
     def __call__(self, batch: Batch, /) -> Answer:
         """Ask once, and once more with the reason where the answer cannot be used.
 
+        Trajectories of hours are read in segments before that; where no episode says anything new, nobody is asked.
+
         Raises:
             UnusableAnswerError: Both answers were unusable, or the model failed. It carries prompt, answers and tokens.
         """
+        system, packed = self._packed(batch)
+        if packed.skipped and not packed.handles:
+            return Answer(skipped=packed.skipped)
+        reader = Reader(budget=self._budget, count=self._count, most=self._segments)
+        reading = reader.read(batch, too_long(packed.cut, len(packed.text)), self._invoke)
+        if reading.notes:
+            system, packed = self._packed(batch, reading)
+        try:
+            answer = self._asked(batch, system, packed, reading)
+        except UnusableAnswerError as error:
+            error.answer = self._account(error.answer, packed, reading)
+            raise
+        return self._account(answer, packed, reading)
+
+    def _invoke(self, messages: list[BaseMessage]) -> BaseMessage:
+        return self.asking.ask(messages, None)[0]
+
+    def _account(self, answer: Answer, packed: Packed, reading: Reading) -> Answer:
+        """The answer with what the prompt lacks, and with what was asked, said and used in reading before it."""
+        answer = replace(answer, cut=packed.cut, skipped=packed.skipped)
+        if not reading.prompt:
+            return answer
+        used = answer.input_tokens, answer.output_tokens
+        if not any(used):  # the provider does not say; what was read before is counted, so this must be too
+            used = self._count(answer.prompt), self._count(answer.raw)
+        return replace(
+            answer,
+            prompt=NOTES_MARK.join(filter(None, (reading.prompt, answer.prompt))),
+            raw=NOTES_MARK.join(filter(None, (reading.raw, answer.raw))),
+            input_tokens=reading.input_tokens + used[0],
+            output_tokens=reading.output_tokens + used[1],
+        )
+
+    def _asked(self, batch: Batch, system: str, packed: Packed, reading: Reading) -> Answer:
         from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-        system, text = self.question(batch)
-        example = [HumanMessage(EXAMPLE), AIMessage(EXAMPLE_ANSWER)]
+        if reading.error is not None:
+            raise UnusableAnswerError(_raised(reading.error), Answer()) from reading.error
+        text, example = packed.text, [HumanMessage(EXAMPLE), AIMessage(EXAMPLE_ANSWER)]
         messages: list[BaseMessage] = [SystemMessage(system), *example, HumanMessage(text)]
-        schema = answer_schema(batch.episode_handles, batch.lesson_handles)
+        schema = answer_schema(packed.handles, batch.lesson_handles)
         first = self._ask(messages, schema, Answer(prompt=f"{system}\n\n{EXAMPLE}\n\n{EXAMPLE_ANSWER}\n\n{text}"))
         if first.edits or not first.note:
             self.asking.note(first.way, readable=True)
@@ -137,7 +190,7 @@ class ModelReflector:
         try:
             reply, way = self.asking.ask(messages, schema)
         except Exception as error:
-            raise UnusableAnswerError(f"its model raised {type(error).__name__}: {error}", so_far) from error
+            raise UnusableAnswerError(_raised(error), so_far) from error
         texts = said(reply)
         edits, problems = read_answers(texts)
         raw = "\n".join(texts)
@@ -151,3 +204,7 @@ class ModelReflector:
             way=way,
             note="; ".join([*problems, *([CUT_OFF] if problems and was_cut(reply) else [])]),
         )
+
+
+def _raised(error: Exception) -> str:
+    return f"its model raised {type(error).__name__}: {error}"

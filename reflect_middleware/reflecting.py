@@ -17,6 +17,7 @@ from reflect_middleware.curate import Limits, Plan, curate, texts_to_embed
 from reflect_middleware.due import blameless
 from reflect_middleware.errors import ConfigurationError, LessonStateError, ReflectError, ReflectorError
 from reflect_middleware.forks import gate
+from reflect_middleware.groups import side_by_side, to_compare
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.refusals import LOOKED_AT, refused_before
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from reflect_middleware.core import Core
     from reflect_middleware.store import Vector
+    from reflect_middleware.types import Episode
 
 logger = logging.getLogger(__name__)
 DECISIONS = 10
@@ -53,6 +55,7 @@ class Reflecting:
             try:
                 with self._holding(claim):
                     batch = self._batch(claim)
+                    record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
                     answer = self._ask(batch)
                     report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
@@ -76,13 +79,25 @@ class Reflecting:
         episodes = table.many(claim.episodes)
         recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=LOOKED_AT)
         related = nearby.related(self.core.parts, claim.namespace, episodes)
-        return Batch(
+        batch = Batch(
             namespace=claim.namespace,
             episodes=episodes,
             lessons=related,
             earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
             rejected=refused_before(recent, related),
+            vectors=self._task_vectors(episodes),
+            tokens_left=self.core.parts.ledger.work.tokens_left(self.options.quota),
+            released=lambda: claim.id in self._given_up,
         )
+        return side_by_side(batch)
+
+    def _task_vectors(self, episodes: Sequence[Episode]) -> dict[str, Vector]:
+        """Vectors of the tasks that may read alike; without a working embedder only equal words count."""
+        try:
+            return {task: self.core.parts.embedder.embed_query(task) for task in to_compare(episodes)}
+        except ReflectError as error:
+            self.core.failed("embed", error)
+            return {}
 
     def _ask(self, batch: Batch) -> Answer:
         reflector = self.options.reflector or self._default_reflector()
@@ -134,6 +149,8 @@ class Reflecting:
             accepted=tuple(o for o in plan.outcomes if o.accepted),
             rejected=tuple(o for o in plan.outcomes if not o.accepted),
             lessons=tuple(change.lesson for change in plan.changes),
+            cut=answer.cut,
+            skipped=answer.skipped,
             input_tokens=answer.input_tokens,
             output_tokens=answer.output_tokens,
         )
@@ -273,6 +290,8 @@ def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> Reflectio
             "answer": answer.raw,
             "way": answer.way,
             "note": answer.note,
+            "cut": answer.cut,
+            "skipped": answer.skipped,
             "input_tokens": answer.input_tokens,
             "output_tokens": answer.output_tokens,
             "seconds": time.monotonic() - clock,

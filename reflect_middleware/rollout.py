@@ -25,9 +25,29 @@ class Beat:
     """(label, text)."""
     error: str = ""
     """The step's error, else empty."""
+    steps: int = 1
+    """How many steps it stands for: notes stand for all that they were written on."""
+    noted: bool = False
+    """Notes on steps, or the mention of steps that nobody read, instead of a step."""
+
+    @property
+    def by_person(self) -> bool:
+        """A person spoke: a message after the task, or the answer to an interrupt."""
+        return any(label in ("human", "resume") for label, _ in self.lines)
 
 
-def beats(episode: Episode) -> list[Beat]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An episode as it is told: what it was asked, and what happened."""
+
+    task: str
+    """What this run was asked: of a conversation the last turn alone."""
+    earlier: str
+    """The turns before it, a line each: context. Empty where there were none."""
+    beats: tuple[Beat, ...]
+
+
+def told(episode: Episode) -> Told:
     """What happened, in order.
 
     Models are handed again what was said before, and say a call that the tool then receives: both are left out, and a
@@ -35,9 +55,25 @@ def beats(episode: Episode) -> list[Beat]:
     """
     tools = [step for step in episode.trajectory if step.kind == "tool"]
     calls = {key for step in tools for text in _forms_of_call(step) for key in _keys(text)}
-    seen = {plain(episode.task)}
-    told = [_beat(step, episode.task, calls, seen) for step in episode.trajectory]
-    return [beat for beat in told if beat.lines]
+    task, earlier = turns(episode)
+    seen = {plain(task), plain(episode.task), *(plain(body) for _, body in _messages(earlier))}
+    happened = [_beat(step, task, calls, seen) for step in episode.trajectory]
+    return Told(task=task, earlier=earlier, beats=tuple(beat for beat in happened if beat.lines))
+
+
+def turns(episode: Episode) -> tuple[str, str]:
+    """The last human turn of an episode's task, and the turns before it as text; the whole task where it has no turns.
+
+    The first model call tells: its last human message is what this run was asked, if the task ends with it.
+    """
+    given = next((step.input for step in episode.trajectory if step.kind == "model" and step.input), "")
+    messages = _messages(given)
+    last = max((n for n, (role, _) in enumerate(messages) if role == "human"), default=None)
+    task = episode.task.strip()
+    if last is None or not (asked := messages[last][1].strip()) or not task.endswith(asked):
+        return episode.task, ""
+    before = [f"{role}: {body.strip()}" for role, body in messages[:last] if body.strip()]
+    return asked, "\n".join(before) or task.removesuffix(asked).strip()
 
 
 def last_words(episode: Episode) -> str:
@@ -74,11 +110,16 @@ def _beat(step: Step, task: str, calls: set[str], seen: set[str]) -> Beat:
 
 def _news(given: str, task: str, seen: set[str], calls: set[str]) -> list[tuple[str, str]]:
     """The messages of a model's input that are neither the task, nor an earlier step's output, nor its own call."""
-    parts = _ROLE.split(given)
-    messages = [("given", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+    messages = _messages(given)
     fresh = [(role, body.strip()) for role, body in messages if plain(body) not in seen and body.strip() not in task]
     seen.update(plain(body) for _, body in fresh)
     return [(role, body) for role, body in fresh if body and not (role == "ai" and plain(body) in calls)]
+
+
+def _messages(given: str) -> list[tuple[str, str]]:
+    """(who, what) of each message in a model's input."""
+    parts = _ROLE.split(given)
+    return [("given", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def _bare(text: str) -> str:

@@ -252,6 +252,39 @@ class EditOutcome(Frozen):
     """The lesson that it made or changed, if accepted."""
 
 
+class Cut(Frozen):
+    """What of one episode a reflection's prompt had no room for."""
+
+    episode: str
+    """The episode's id."""
+    steps: int = 0
+    """Steps of which the prompt showed nothing, not even notes."""
+    of_steps: int = 0
+    """All its steps, without those that only repeat others."""
+    characters: int = 0
+    """Characters that the prompt did not show word for word."""
+    of_characters: int = 0
+    """All its characters, as they would stand in the prompt."""
+    segments: int = 0
+    """Parts in which the model read it before; its notes on them stood in the prompt. 0: it was not read in parts."""
+
+    @property
+    def text(self) -> str:
+        """The cut in one line."""
+        steps = f"{self.steps:,} of {self.of_steps:,} steps"
+        characters = f"{self.characters:,} of {self.of_characters:,} characters"
+        noted = f", read before in {self.segments:,} segments with notes" if self.segments else ""
+        return f"{steps} and {characters} cut{noted}"
+
+
+class Skipped(Frozen):
+    """Episodes of one task that a reflection consumed without reading: they say nothing new."""
+
+    episodes: tuple[str, ...]
+    """Their ids."""
+    reason: str
+
+
 class ReflectionRecord(Frozen):
     """One reflection, as kept in the ledger: enough to read and judge it later."""
 
@@ -273,6 +306,10 @@ class ReflectionRecord(Frozen):
     for a reflector of the user's own."""
     note: str = ""
     """What could not be read of an answer that was used otherwise."""
+    cut: tuple[Cut, ...] = ()
+    """The episodes that the prompt does not show in full, and what it lacks of each."""
+    skipped: tuple[Skipped, ...] = ()
+    """The episodes that were not read, and why."""
     error: str = ""
     """Why it failed, else empty."""
     started_at: datetime = Field(default_factory=now)
@@ -290,6 +327,10 @@ class ReflectionReport(Frozen):
     rejected: tuple[EditOutcome, ...] = ()
     lessons: tuple[Lesson, ...] = ()
     """The lessons that were made or changed, as they are now."""
+    cut: tuple[Cut, ...] = ()
+    """The episodes that the prompt did not show in full, and what it lacked of each."""
+    skipped: tuple[Skipped, ...] = ()
+    """The episodes that were consumed unread, because they say nothing new, and why."""
     input_tokens: int = 0
     output_tokens: int = 0
     error: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from reflect_middleware import telemetry
+from reflect_middleware import nearby, telemetry
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import ConfigurationError, LessonStateError, LessonTextError, ReflectError
 from reflect_middleware.lanes import awaited
@@ -211,13 +211,7 @@ class Lessons(View):
             return [None] * len(lessons), ""
 
     def _with_statistics(self, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
-        known = self._core.parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
-        return tuple(
-            lesson.model_copy(update={"shown": known[lesson.id][0], "shown_reward": known[lesson.id][1]})
-            if lesson.id in known
-            else lesson
-            for lesson in lessons
-        )
+        return nearby.with_statistics(self._core.parts, lessons)
 
 
 class Episodes(View):

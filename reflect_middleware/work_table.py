@@ -36,6 +36,13 @@ class WorkTable:
     def __init__(self, database: Database) -> None:
         self.db = database
 
+    def tokens_left(self, quota: Quota) -> int | None:
+        """What is left of the day's tokens, from 0; None without a limit."""
+        if quota.daily_tokens is None:
+            return None
+        with self.db.read() as connection:
+            return max(0, quota.daily_tokens - _used(connection, clock_of(connection, self.db)))
+
     def standing(
         self, namespace: Namespace, cadence: Cadence, *, whatever: bool = False, closing: bool = False
     ) -> Standing:

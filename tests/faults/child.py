@@ -63,6 +63,8 @@ class Orders:
     rounds: int = 1_000
     lease: float = 1.5
     trip: Trip | None = None
+    reflects: bool = True
+    """Whether a producer may reflect itself, by chance; else it leaves all for others."""
 
 
 class Notes:
@@ -199,7 +201,7 @@ class Producer:
         self.child, self.rng, self.notes = child, child.rng, child.notes
         judged = self.rng.random() < 0.3
         self.reflection = child.reflection(
-            run=self.rng.choice(("external", "background", "inline")),
+            run=self.rng.choice(("external", "background", "inline")) if child.orders.reflects else "external",
             reward=(lambda episode: len(episode.task) % 2) if judged else None,
         )
         self.plain = self.reflection.wrap(agent(asks=False), name="plain")

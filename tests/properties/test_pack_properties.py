@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from reflect_middleware.answer import parse_answer
 from reflect_middleware.batch import Batch
-from reflect_middleware.pack import approximate_tokens, render, shorten
+from reflect_middleware.fit import Rollout
+from reflect_middleware.groups import nothing_new
+from reflect_middleware.pack import approximate_tokens, pack, render, shorten
 from reflect_middleware.prompts import NO_REWARD
+from reflect_middleware.segments import Note, condensed, segments
 from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, Reward, Step
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,10 +24,10 @@ NS = ("n",)
 long_text = st.builds(lambda text, times: text * times, st.text(max_size=30), st.integers(0, 60))
 rewards = st.builds(
     Reward,
-    value=st.floats(0, 1),
+    value=st.one_of(st.just(1.0), st.floats(0, 1)),
     source=st.sampled_from(["user", "outcome", "judge"]),
-    comment=long_text,
-    correction=long_text,
+    comment=st.one_of(st.just(""), long_text),
+    correction=st.one_of(st.just(""), long_text),
     at=st.just(AT),
 )
 steps = st.builds(
@@ -39,7 +42,8 @@ episodes = st.builds(
     Episode,
     id=st.uuids().map(str),
     namespace=st.just(NS),
-    task=long_text,
+    task=st.one_of(long_text, st.sampled_from(["refund it", "Refund it!"])),
+    task_key=st.sampled_from(["", "", "k"]),
     status=st.sampled_from(["completed", "failed"]),
     started_at=st.just(AT),
     output=long_text,
@@ -69,11 +73,18 @@ def test_rendering_stays_within_its_budget_and_names_every_episode_and_reward(ba
     text = render(batch, budget, count)
     floor = FLOOR * (len(batch.episodes) + len(batch.lessons))
     assert count(text) <= max(budget, floor)
-    for handle in batch.episode_handles:
-        assert f'id="{handle}"' in text or f"\n{handle} reward: " in f"\n{text}"
-    values = Counter(f"{reward.value:.3g}" for episode in batch.episodes for reward in episode.rewards)
+    left_out = {episode for skip in nothing_new(batch) for episode in skip.episodes}
+    read = [episode for episode in batch.episodes if episode.id not in left_out]
+    for handle, episode in batch.episode_handles.items():
+        if episode.id in left_out:
+            assert any(
+                line.startswith("Not shown: ") and re.search(rf"\b{handle}\b", line) for line in text.split("\n")
+            )
+        else:
+            assert f'id="{handle}"' in text or f"\n{handle} reward: " in f"\n{text}"
+    values = Counter(f"{reward.value:.3g}" for episode in read for reward in episode.rewards)
     assert values <= Counter(NAMED_REWARD.findall(text))
-    assert text.count(NO_REWARD) >= sum(not episode.rewards for episode in batch.episodes)
+    assert text.count(NO_REWARD) >= sum(not episode.rewards for episode in read)
     for handle in batch.lesson_handles:
         assert f"\n{handle}: " in f"\n{text}"
 
@@ -83,7 +94,9 @@ def test_rendering_stays_within_its_budget_and_names_every_episode_and_reward(ba
 def test_with_room_for_all_nothing_is_cut(batch):
     text = render(batch, 10**9, len)
     assert text == render(batch, len(text), len)
-    for episode in batch.episodes:
+    left_out = {episode for skip in nothing_new(batch) for episode in skip.episodes}
+    assert not pack(batch, 10**9, len).cut
+    for episode in (episode for episode in batch.episodes if episode.id not in left_out):
         for step in episode.trajectory:
             assert step.error.strip().replace("<", "\u2039") in text.replace("<", "\u2039")
 
@@ -92,6 +105,44 @@ def test_with_room_for_all_nothing_is_cut(batch):
 @given(batches, st.integers(100, 4_000))
 def test_rendering_is_deterministic(batch, budget):
     assert render(batch, budget, len) == render(batch, budget, len)
+
+
+def marked(number: int, kind: str) -> Step:
+    """A step of a fixed size that can be told from all others."""
+    text = f"mark{number:03d} ".ljust(40, "x")
+    failed = {"error": text} if kind == "error" else {"output": text}
+    return Step(kind="resume", input=text) if kind == "person" else Step(kind="tool", name="do", input="{}", **failed)
+
+
+kinds = st.lists(st.sampled_from(["plain"] * 6 + ["error", "person"]), min_size=3, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds, st.data())
+def test_what_matters_outlives_the_rest_and_the_cut_is_counted(kinds, data):
+    steps = [marked(number, kind) for number, kind in enumerate(kinds)]
+    split, limit = data.draw(st.integers(0, len(kinds) - 1)), data.draw(st.integers(200, 3_000))
+    episode = Episode(id="e", namespace=NS, task="t", status="completed", started_at=AT, trajectory=tuple(steps))
+    fitted = Rollout.of("E1", episode).parting(split, "E2").fit(limit)
+    shown = {number for number in range(len(kinds)) if f"mark{number:03d}" in fitted.text}
+    assert len(fitted.text) <= limit
+    assert fitted.steps == len(kinds) - len(shown)
+    vital = {0, len(kinds) - 1, split, *(n for n, kind in enumerate(kinds) if kind != "plain")}
+    if len(shown - vital) > 1:
+        assert vital <= shown
+        assert f"(from here on unlike E2)\n{'resume' if kinds[split] == 'person' else 'call'}" in fitted.text
+
+
+@settings(max_examples=40, deadline=None)
+@given(episodes, st.integers(200, 2_000), st.data())
+def test_segments_cover_every_step_once_and_notes_on_some_leave_none_unsaid(episode, room, data):
+    rollout = Rollout.of("E1", episode)
+    found = segments(rollout, room, approximate_tokens)
+    assert [n for part in found for n in range(part.first, part.last + 1)] == list(range(1, len(rollout.beats) + 1))
+    fixed = approximate_tokens(rollout.task[:2_000] + rollout.earlier[:1_000]) + 150
+    assert all(approximate_tokens(part.text) <= max(room, fixed) for part in found)
+    some = [Note(first=part.first, last=part.last, text="noted") for part in found if data.draw(st.booleans())]
+    assert sum(beat.steps for beat in condensed(rollout, some).beats) == len(rollout.beats)
 
 
 @given(st.text(max_size=400), st.integers(0, 400))
