@@ -221,7 +221,8 @@ class _Judge:
         self._refuse_twin(f"{when}: {do}", case.lessons)
         if self.by_hand:
             self.desk.touched.add(old.id)
-            return self._new(case, when, do, sources=sources, replaces=(old.id,)), "waits as a candidate"
+            waiting = self._new(case, when, do, sources=sources, replaces=(old.id,), always=old.always)
+            return waiting, "waits as a candidate"
         changed = self.desk.change(
             old,
             when=when,
@@ -242,7 +243,8 @@ class _Judge:
         case.demand_support()
         self._refuse_twin(f"{when}: {do}", parents)
         sources = union(*(parent.sources for parent in parents), case.sources)
-        merged = self._new(case, when, do, sources=sources, replaces=tuple(parent.id for parent in parents))
+        always, replaces = any(parent.always for parent in parents), tuple(parent.id for parent in parents)
+        merged = self._new(case, when, do, sources=sources, replaces=replaces, always=always)
         if self.by_hand:
             self.desk.touched.update(merged.replaces)
             return merged, "waits as a candidate"
@@ -260,7 +262,14 @@ class _Judge:
         return self.desk.change(lesson, status="retired"), ""
 
     def _new(
-        self, case: _Case, when: str, do: str, *, sources: tuple[str, ...], replaces: tuple[str, ...] = ()
+        self,
+        case: _Case,
+        when: str,
+        do: str,
+        *,
+        sources: tuple[str, ...],
+        replaces: tuple[str, ...] = (),
+        always: bool = False,
     ) -> Lesson:
         """A new lesson: active, or a candidate where a person decides or the evidence is missing."""
         waits = self.by_hand or not case.supported
@@ -276,6 +285,7 @@ class _Judge:
                 status="candidate" if waits else "active",
                 sources=sources,
                 supported=case.supported,
+                always=always,
                 replaces=replaces,
                 created_by=self.desk.by,
                 created_at=self.desk.at,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from reflect_middleware.database import Database, portions
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
-from reflect_middleware.namespaces import to_key
+from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
 from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import dead as given_up
@@ -93,7 +93,9 @@ class EpisodeTable:
         }
         names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
-        exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        exposed = [
+            exposure.model_dump(exclude={"namespace"}) | {"episode_id": episode.id} for exposure in episode.exposures
+        ]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
         quick = not again and not record.rewards
         if quick and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
@@ -278,7 +280,9 @@ class EpisodeTable:
         rows: dict[str, Any] = {}
         for some in portions(ids):
             for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
-                exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+                place = from_key(row.namespace) if row.namespace else ()
+                found = Exposure.model_validate({**row._mapping, "namespace": place})  # noqa: SLF001
+                exposed.setdefault(row.episode_id, []).append(found)
             rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
         return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
@@ -330,7 +334,11 @@ def _latest() -> sa.Select[str, str, str]:
 
 
 _LATEST = _latest()
-_EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+_EXPOSED = (
+    sa.select(exposures, lessons.c.namespace)
+    .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)
+    .order_by(exposures.c.position)
+)
 
 
 def _known_as(name: str) -> str:

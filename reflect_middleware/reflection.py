@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -14,7 +14,7 @@ from reflect_middleware.core import Core, off, tracks
 from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
 from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
-from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
+from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule, rules
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
@@ -68,6 +68,9 @@ class Reflection:
         store_options: Further settings for the store.
         embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
+        read: Further namespaces, written like `namespace`, whose lessons runs may be shown beside their own: a team's
+            or an organisation's. They are ranked together, own ones win ties; nothing is ever written to them. One
+            whose fields a run cannot fill is left out.
         reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
             `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
         decision: Reads a person's answer to an interrupt: callable(what was asked, the answer to it), with the results
@@ -128,6 +131,7 @@ class Reflection:
         store_options: Mapping[str, Any] | None = None,
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
+        read: Sequence[Namespace | NamespaceFn] = (),
         reward: Callable[..., Any] | None = None,
         decision: Callable[[list[Any], Any], Any] | None = None,
         task: Callable[[Any], str] | None = None,
@@ -182,6 +186,7 @@ class Reflection:
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
         inject: Callable[[Mapping[str, Any]], bool] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> G:
         """The same graph, learning: same class, schemas, streams, state. Also the one node in an existing graph.
 
@@ -190,6 +195,7 @@ class Reflection:
                 gets no lessons; its v3 event streams are not recorded.
             name: The agent's name in episodes and as `{agent}` in namespaces; the graph's own by default.
             namespace: As in `Reflection`, for this agent.
+            read: As in `Reflection`, for this agent; `[]` reads none.
             task: As in `Reflection`, for this agent.
             reward: As in `Reflection`, for this agent.
             inject: As in `Reflection`, for this agent.
@@ -198,7 +204,8 @@ class Reflection:
             WrapError: If `graph` is neither.
         """
         agent = name or str(getattr(graph, "name", "") or "LangGraph")
-        return wrapping.wrap(graph, wrapping.Link(self._core, self._spec(agent, namespace, task, reward, inject)))
+        spec = self._spec(agent, namespace, task, reward, inject, read=read)
+        return wrapping.wrap(graph, wrapping.Link(self._core, spec))
 
     def middleware(
         self,
@@ -207,6 +214,7 @@ class Reflection:
         namespace: Namespace | NamespaceFn | None = None,
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> ReflectMiddleware:
         """A middleware for `langchain.agents.create_agent`; the arguments are those of `wrap`.
 
@@ -217,7 +225,7 @@ class Reflection:
             from reflect_middleware.middleware import ReflectMiddleware
         except ImportError as error:
             raise MissingExtraError("Reflection.middleware", "langchain") from error
-        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None))
+        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None, read=read))
 
     def node(self) -> RunnableLambda[Any, Any]:
         """A node that starts a due reflection, for graphs that want to show where; wrapping does without it."""
@@ -424,7 +432,7 @@ class Reflection:
 
     # Inside.
 
-    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any, *, read: Any = None) -> Spec:
         found = self._options.rule if namespace is None else rule(namespace)
         self._core.rules.add(found)
         return Spec(
@@ -433,6 +441,7 @@ class Reflection:
             task=task,
             reward=reward,
             inject=inject or self._options.inject,
+            read=self._options.read if read is None else rules(read),
         )
 
     def _own(self, namespace: Namespace | None) -> Namespace:
