@@ -19,6 +19,9 @@ EditOp = Literal["add", "edit", "merge", "retire"]
 TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
 """Reward sources, the most trusted first. `Episode.reward` is the mean over the first one present."""
 
+SEARCHED_CHARS = 120
+"""Most characters of the evidence by which a lesson is found."""
+
 Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -210,8 +213,13 @@ class Lesson(Frozen):
 
     @property
     def text(self) -> str:
-        """The lesson as one line, the form that is embedded."""
+        """The lesson as one line, the form in which lessons are compared with each other."""
         return f"{self.when}: {self.do}"
+
+    @property
+    def searched(self) -> str:
+        """What tasks are compared with: the advice with its evidence, whose words are those of former tasks."""
+        return f"{self.text} {self.because[:SEARCHED_CHARS]}".rstrip()
 
 
 class Task(Frozen):

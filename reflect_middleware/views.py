@@ -220,7 +220,7 @@ class Lessons(View):
 
     def _vectors(self, lessons: tuple[Lesson, ...]) -> tuple[Sequence[Vector | None], str]:
         try:
-            texts = [lesson.text for lesson in lessons]
+            texts = [lesson.searched for lesson in lessons]
             return self._core.parts.embedder.embed_documents(texts), self._core.parts.embedder.id
         except ReflectError as error:  # they are kept, and embedded when an embedder works
             self._core.failed("embed", error)

@@ -53,6 +53,7 @@ def upgrade() -> None:
     op.add_column("episodes", sa.Column("sampled", sa.Boolean, server_default=sa.true(), nullable=False))
     op.add_column("episodes", sa.Column("size", sa.Integer, server_default="0", nullable=False))
     op.add_column("lessons", sa.Column("always", sa.Boolean, server_default=sa.false(), nullable=False))
+    op.execute("UPDATE lessons SET embedder = ''")  # their evidence is embedded with them now: vectors are made anew
     op.add_column("reflections", sa.Column("lease", sa.Float, server_default="30", nullable=False))
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
