@@ -80,8 +80,8 @@ class Reflection:
         top_k: Most lessons that a run adds to its prompt.
         token_budget: Most tokens of the whole lesson block.
         count_tokens: Tokens of a text; None for a cautious estimate.
-        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default suits
-            all-MiniLM-L6-v2, whose cosines for tasks and lessons that share no word are often below 0.2.
+        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default is for
+            all-MiniLM-L6-v2; `make retrieval ARGS="--embeddings …"` finds the one for another model.
         reward_wait: Seconds that an ended episode waits for a late reward before it counts.
         reward_timeout: Seconds after which an episode counts though its reward callable has not answered.
         run: Where due reflections run: `"background"`, `"inline"` (the run waits) or `"external"` (elsewhere).
@@ -138,7 +138,7 @@ class Reflection:
         top_k: int = 5,
         token_budget: int = 600,
         count_tokens: CountTokens | None = None,
-        min_similarity: float = 0.1,
+        min_similarity: float = 0.15,
         reward_wait: float = 0,
         reward_timeout: float = 60,
         run: Literal["background", "inline", "external"] = "background",
