@@ -122,31 +122,31 @@ def choose(
     twins = frozenset[str]() if own is None else _twins(front, new)
     fit = [lesson for lesson, score in new if score >= limits.min_similarity and lesson.id not in twins]
     shown, cramped = _in_order(earlier, core, fit[: limits.top_k]), frozenset[str]()
-    tokens = count(block_of(shown, own)) if shown else 0
+    block = block_of(shown, own)
+    tokens = count(block) if shown else 0
     if tokens > limits.token_budget:
         shown, cramped = _squeezed((earlier, core, fit), limits, count, own)
-        tokens = count(block_of(shown, own)) if shown else 0
+        block = block_of(shown, own)
+        tokens = count(block) if shown else 0
     place = {lesson.id: index for index, lesson in enumerate(shown)}
     similarity = {lesson.id: score for lesson, score in candidates}
     everywhere = {lesson.id for lesson in always}
+    considered = [*((lesson, similarity.get(lesson.id, 0.0)) for lesson in front), *new]
+    if len(always) > len(core):
+        given = standing.union(similarity)
+        considered += [(lesson, 0.0) for lesson in always if lesson.id not in given]
 
     def reason(lesson: Lesson, score: float) -> str:
-        if lesson.id in place:
-            return ""
         if lesson.id in cramped:
             return f"no room in token_budget={limits.token_budget}"
-        if lesson.id in twins:
-            return TWIN
-        if lesson.id in standing or score >= limits.min_similarity:
-            return f"top_k is {limits.top_k}"
-        return CROWDED if lesson.id in everywhere else UNFIT
+        if lesson.id not in standing and score < limits.min_similarity:
+            return CROWDED if lesson.id in everywhere else UNFIT
+        return TWIN if lesson.id in twins else f"top_k is {limits.top_k}"
 
-    found = {lesson.id: lesson for lesson in (*front, *(lesson for lesson, _ in new), *always)}.values()
-    scored = [(lesson, similarity.get(lesson.id, 0.0)) for lesson in found]
-    verdicts = [(lesson, score, reason(lesson, score)) for lesson, score in scored]
+    verdicts = [(x, score, "" if x.id in place else reason(x, score)) for x, score in considered]
     verdicts.sort(key=lambda verdict: place.get(verdict[0].id, len(shown)))
     shown_always = frozenset(lesson.id for lesson in core)
-    return Choice(block=block_of(shown, own), tokens=tokens, verdicts=tuple(verdicts), always=shown_always)
+    return Choice(block=block, tokens=tokens, verdicts=tuple(verdicts), always=shown_always)
 
 
 def _twins(front: Sequence[Lesson], new: Sequence[tuple[Lesson, float]]) -> frozenset[str]:

@@ -189,6 +189,21 @@ def test_what_applies_everywhere_is_in_every_run(make: Callable[..., Reflection]
     assert reflection.preview("an unrelated matter").block == ""
 
 
+def test_they_are_found_without_reading_the_others() -> None:
+    with testing.reflection() as reflection:
+        reflection.lessons.add(when="anything", do="be kind", always=True)
+        database = reflection._core.parts.ledger.database
+        asked: list[tuple[str, Any]] = []
+        note = lambda _c, _u, statement, values, *_: asked.append((statement, values))  # noqa: E731
+        sa.event.listen(database._open(), "before_cursor_execute", note)
+        (kind,) = reflection._core.parts.ledger.lessons.always(("default",))
+        assert kind.do == "be kind"
+        [(statement, values)] = asked
+        with database.read() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+        assert "lessons_always" in str(plan)
+
+
 def test_it_survives_what_a_reflection_makes_of_it(make: Callable[..., Reflection]) -> None:
     def reflector(_: Any) -> list[dict[str, Any]]:
         words = {"because": "refunded", "when": "refunding", "do": "be very kind"}
