@@ -41,6 +41,7 @@ REMEDIES: Mapping[str, str] = {
     "listen": "the run of a RemoteGraph was recorded in part: please report it with its debug log",
     "node": "the visible reflect node started nothing: see the checks `ledger` and `model`",
     "on_reflection": "check the callable given as on_reflection=",
+    "read": "runs went on without the lessons of a namespace in read=: check the callable that names it",
     "record": "records wait in memory until the ledger takes them: see the check `ledger`, and redact=",
     "reflect": "the batch went back and is tried again: see `reflect reflections list`",
     "retention": "more is kept than retention= says: see the check `ledger`",

@@ -69,6 +69,8 @@ NewWhen = Annotated[str | None, typer.Option("--when", help="The situation in wh
 NewDo = Annotated[str | None, typer.Option("--do", help="The advice.")]
 NewBecause = Annotated[str | None, typer.Option("--because", help="The evidence.")]
 NewPinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Keep it as it is, whatever is learned.")]
+NewAlways = Annotated[bool | None, typer.Option("--always/--no-always", help="Show it to every run.")]
+Always = Annotated[bool, typer.Option("--always", help="Show it to every run, whatever its task.")]
 Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it as it is, whatever is learned.")]
 LessonsWith = Annotated[LessonStatus | None, typer.Option("--status", help="Only these.")]
 EpisodesWith = Annotated[EpisodeStatus | None, typer.Option("--status", help="Only these.")]
@@ -109,10 +111,18 @@ def show_lesson(reflection: Reflection, view: View, id: Id) -> None:
 @lessons.command("add")
 @opened(creates=True)
 def add_lesson(
-    reflection: Reflection, view: View, *, when: When, do: Do, because: Because = "", pinned: Pinned = False
+    reflection: Reflection,
+    view: View,
+    *,
+    when: When,
+    do: Do,
+    because: Because = "",
+    pinned: Pinned = False,
+    always: Always = False,
 ) -> None:
     """Add a lesson by hand; it is active at once."""
-    view.lesson(reflection.lessons.add(when=when, do=do, because=because, pinned=pinned, namespace=view.namespace))
+    words = {"when": when, "do": do, "because": because}
+    view.lesson(reflection.lessons.add(**words, pinned=pinned, always=always, namespace=view.namespace))
 
 
 @lessons.command("edit")
@@ -126,10 +136,11 @@ def edit_lesson(
     do: NewDo = None,
     because: NewBecause = None,
     pinned: NewPinned = None,
+    always: NewAlways = None,
 ) -> None:
-    """Change a lesson's words, or pin it."""
+    """Change a lesson's words, pin it, or have it shown to every run."""
     found = _lesson(reflection, view, id)
-    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned))
+    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned, always=always))
 
 
 @lessons.command("approve")

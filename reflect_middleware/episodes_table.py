@@ -17,7 +17,7 @@ from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.forget_table import PURGING
 from reflect_middleware.hints import SOURCE, ours
-from reflect_middleware.namespaces import to_key
+from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.retention_table import DROPPED
 from reflect_middleware.rewards_table import (
     add,
@@ -112,7 +112,9 @@ class EpisodeTable:
         }
         names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
-        exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        exposed = [
+            exposure.model_dump(exclude={"namespace"}) | {"episode_id": episode.id} for exposure in episode.exposures
+        ]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
         quick = not again and not record.heard and all(map(ours, record.rewards))
         signs = (self._judge, [row_of(episode.id, reward) for reward in record.rewards])
@@ -311,7 +313,9 @@ class EpisodeTable:
         rows: dict[str, Any] = {}
         for some in portions(ids):
             for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
-                exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+                place = from_key(row.namespace) if row.namespace else ()
+                found = Exposure.model_validate({**row._mapping, "namespace": place})  # noqa: SLF001
+                exposed.setdefault(row.episode_id, []).append(found)
             rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
         return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
@@ -381,7 +385,11 @@ def _latest() -> sa.Select[str, str, str]:
 
 
 _LATEST = _latest()
-_EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+_EXPOSED = (
+    sa.select(exposures, lessons.c.namespace)
+    .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)
+    .order_by(exposures.c.position)
+)
 
 
 def _known_as(name: str) -> str:

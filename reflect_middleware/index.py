@@ -278,7 +278,7 @@ class Index:
     def _embed_missing(self, namespace: Namespace) -> None:
         for some in portions(self.lessons.without_vectors(namespace, self.embedder.id)):
             lessons = self.lessons.many(some)
-            vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
+            vectors = self.embedder.embed_documents([lesson.searched for lesson in lessons])
             pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
             self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
 

@@ -14,7 +14,7 @@ from reflect_middleware.database import Database, portions
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.schema import lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.schema import everywhere, lesson_sources, lesson_versions, meta, namespaces
 from reflect_middleware.schema import lessons as table
 from reflect_middleware.types import Lesson, Namespace
 
@@ -43,6 +43,11 @@ STATE = sa.select(
 )
 """Asked by every run: built once."""
 
+
+REVISIONS = sa.select(namespaces.c.namespace, namespaces.c.revision).where(
+    namespaces.c.namespace.in_(sa.bindparam("keys", expanding=True))
+)
+PAUSED = sa.select(meta.c.value).where(meta.c.key == "paused")
 
 FLOOR = "revision floor"
 """In `meta`: where the revision of a new namespace begins, so that one that was purged and comes back goes on."""
@@ -131,6 +136,13 @@ class LessonTable:
         found = [Lesson.model_validate_json(row.body) for row in rows]
         return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.text, lesson.id)))
 
+    def always(self, namespace: Namespace) -> tuple[Lesson, ...]:
+        """The active lessons of a namespace that apply everywhere, the oldest first."""
+        query = sa.select(table.c.body).where(table.c.namespace == to_key(namespace), everywhere)
+        with self.db.read() as connection:
+            found = [Lesson.model_validate_json(row.body) for row in connection.execute(query)]
+        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
+
     def standing(self, namespace: Namespace) -> dict[str, int]:
         """How many lessons of a namespace stand, by status."""
         query = sa.select(table.c.status, sa.func.count()).where(
@@ -188,11 +200,29 @@ class LessonTable:
             row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
         found = row.revision or 0, row.paused == "1"
         self.generation = row.generation or ""
+        self._remember(namespace, mark, at, found)
+        return found
+
+    def revisions(self, spaces: Sequence[Namespace]) -> list[int]:
+        """The revisions of namespaces, in their order; one question for all that are not known."""
+        known = {space: self.known_state(space) for space in spaces}
+        keys = {to_key(space): space for space, state in known.items() if state is None}
+        if keys:
+            mark, at = self.db.mark(), time.monotonic()
+            with self.db.read() as connection:
+                rows = connection.execute(REVISIONS, {"keys": list(keys)}).all()
+                paused = mark is not None and connection.execute(PAUSED).scalar() == "1"
+            read = {row.namespace: row.revision for row in rows}
+            for key, space in keys.items():
+                known[space] = read.get(key, 0), paused
+                self._remember(space, mark, at, (read.get(key, 0), paused))
+        return [state[0] for space in spaces if (state := known[space])]
+
+    def _remember(self, namespace: Namespace, mark: int | None, at: float, found: tuple[int, bool]) -> None:
         if mark is not None:
             if len(self._states) >= STATES:
                 self._states.clear()
             self._states[namespace] = mark, at, found
-        return found
 
     def forget(self) -> None:
         """Ask the ledger again: it is another one now."""
@@ -286,6 +316,7 @@ class LessonTable:
             "status": lesson.status,
             "version": lesson.version,
             "revision": revision,
+            "always": lesson.always,
             "body": lesson.model_dump_json(exclude={"shown", "shown_reward"}),
         }
         if change.vector is None:  # never that of former words: it is made when an embedder works

@@ -15,8 +15,8 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from reflect_middleware.cadence import Cadence, cadence
 from reflect_middleware.due import Quota
 from reflect_middleware.errors import ConfigurationError, MissingExtraError
-from reflect_middleware.hints import rules
-from reflect_middleware.namespaces import NamespaceRule, rule
+from reflect_middleware.hints import rules as signal_rules
+from reflect_middleware.namespaces import NamespaceRule, rule, rules
 from reflect_middleware.retention import Retention
 from reflect_middleware.retrieve import CountTokens, Limits, estimate_tokens
 from reflect_middleware.types import ReflectionReport
@@ -38,6 +38,7 @@ class Options:
     store_options: Mapping[str, Any]
     embeddings: Any
     rule: NamespaceRule
+    read: tuple[NamespaceRule, ...]
     reward: Callable[..., Any] | None
     assess: bool
     """Whether the model judges what nobody has rewarded, before it reflects."""
@@ -113,11 +114,12 @@ def options(**given: Any) -> Options:
     _seed(given["seed"])
     _model(given["model"])
     _retention(given["retention"])
-    given["signals"] = rules(given["signals"])
+    given["signals"] = signal_rules(given["signals"])
     return Options(
         path=path,
         ledger_url=_url(ledger, path),
         rule=rule(("default",) if namespace is None else namespace),
+        read=rules(given.pop("read")),
         cadence=cadence(given.pop("every")),
         limits=_limits(given.pop("top_k"), given.pop("token_budget"), given.pop("min_similarity")),
         count_tokens=given.pop("count_tokens") or estimate_tokens,

@@ -91,6 +91,7 @@ def _begun(session: Session, clean: Callable[[str], str]) -> dict[str, Any]:
         "parent_id": plan.parent_id,
         "agent": plan.spec.agent,
         "namespace": plan.namespace,
+        "read": plan.read,
         "thread_id": plan.thread_id,
         "principal": plan.principal,
         "task": clean(plan.task),

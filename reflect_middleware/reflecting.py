@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from reflect_middleware import nearby, telemetry
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
     from reflect_middleware.core import Core
+    from reflect_middleware.desk import Change
     from reflect_middleware.store import Vector
     from reflect_middleware.types import Episode
 
@@ -169,6 +171,7 @@ class Reflecting:
         table, tries = self.core.parts.ledger.reflections, 0
         while True:
             plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
+            plan = replace(plan, changes=self._findable(plan.changes)) if embedder else plan
             record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
             try:
                 done = table.commit(
@@ -211,6 +214,16 @@ class Reflecting:
         except ReflectError as error:
             self.core.failed("embed", error)
             return {}, ""
+
+    def _findable(self, changes: Sequence[Change]) -> tuple[Change, ...]:
+        """The changes with the vectors by which tasks find them; where none can be made now, it is made later."""
+        texts = [change.lesson.searched for change in changes]
+        try:
+            made = self.core.parts.embedder.embed_documents(texts) if texts else []
+        except ReflectError as error:
+            self.core.failed("embed", error)
+            return tuple(replace(change, vector=None) for change in changes)
+        return tuple(replace(change, vector=vector) for change, vector in zip(changes, made, strict=True))
 
     def _failed(self, claim: Claim, record: ReflectionRecord, error: Exception) -> ReflectionReport:
         reason = f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -15,7 +15,7 @@ from reflect_middleware.errors import ClosedError, ConfigurationError, MissingEx
 from reflect_middleware.freezing import Freezing
 from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
-from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
+from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule, rules
 from reflect_middleware.node import reflect_node
 from reflect_middleware.options import options
 from reflect_middleware.registry import check_embedder, check_store
@@ -70,6 +70,9 @@ class Reflection(Freezing):
         store_options: Further settings for the store.
         embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
+        read: Further namespaces, written like `namespace`, whose lessons runs may be shown beside their own: a team's
+            or an organisation's. They are ranked together, own ones win ties; nothing is ever written to them. One
+            whose fields a run cannot fill is left out.
         reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
             `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
             `"self"`: the model judges what nobody has rewarded, before it reflects.
@@ -82,8 +85,8 @@ class Reflection(Freezing):
         top_k: Most lessons that a run adds to its prompt.
         token_budget: Most tokens of the whole lesson block.
         count_tokens: Tokens of a text; None for a cautious estimate.
-        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default suits
-            all-MiniLM-L6-v2, whose cosines for tasks and lessons that share no word are often below 0.2.
+        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default is for
+            all-MiniLM-L6-v2; `make retrieval ARGS="--embeddings …"` finds the one for another model.
         reward_wait: Seconds that an ended episode waits for a late reward before it counts.
         reward_timeout: Seconds after which an episode counts though its reward callable has not answered.
         run: Where due reflections run: `"background"`, `"inline"` (the run waits) or `"external"` (elsewhere).
@@ -136,6 +139,7 @@ class Reflection(Freezing):
         store_options: Mapping[str, Any] | None = None,
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
+        read: Sequence[Namespace | NamespaceFn] = (),
         reward: Callable[..., Any] | Literal["self"] | None = None,
         signals: bool | tuple[str, ...] = True,
         decision: Callable[[list[Any], Any], Any] | None = None,
@@ -143,7 +147,7 @@ class Reflection(Freezing):
         top_k: int = 5,
         token_budget: int = 600,
         count_tokens: CountTokens | None = None,
-        min_similarity: float = 0.1,
+        min_similarity: float = 0.15,
         reward_wait: float = 0,
         reward_timeout: float = 60,
         run: Literal["background", "inline", "external"] = "background",
@@ -195,6 +199,7 @@ class Reflection(Freezing):
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
         inject: Callable[[Mapping[str, Any]], bool] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> G:
         """The same graph, learning: same class, schemas, streams, state. Also the one node in an existing graph.
 
@@ -203,6 +208,7 @@ class Reflection(Freezing):
                 gets no lessons; its v3 event streams are not recorded.
             name: The agent's name in episodes and as `{agent}` in namespaces; the graph's own by default.
             namespace: As in `Reflection`, for this agent.
+            read: As in `Reflection`, for this agent; `[]` reads none.
             task: As in `Reflection`, for this agent.
             reward: As in `Reflection`, for this agent.
             inject: As in `Reflection`, for this agent.
@@ -211,7 +217,8 @@ class Reflection(Freezing):
             WrapError: If `graph` is neither.
         """
         agent = name or str(getattr(graph, "name", "") or "LangGraph")
-        return wrapping.wrap(graph, wrapping.Link(self._core, self._spec(agent, namespace, task, reward, inject)))
+        spec = self._spec(agent, namespace, task, reward, inject, read=read)
+        return wrapping.wrap(graph, wrapping.Link(self._core, spec))
 
     def middleware(
         self,
@@ -220,6 +227,7 @@ class Reflection(Freezing):
         namespace: Namespace | NamespaceFn | None = None,
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> ReflectMiddleware:
         """A middleware for `langchain.agents.create_agent`; the arguments are those of `wrap`.
 
@@ -230,7 +238,7 @@ class Reflection(Freezing):
             from reflect_middleware.middleware import ReflectMiddleware
         except ImportError as error:
             raise MissingExtraError("Reflection.middleware", "langchain") from error
-        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None))
+        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None, read=read))
 
     def node(self) -> RunnableLambda[Any, Any]:
         """A node that starts a due reflection, for graphs that want to show where; wrapping does without it."""
@@ -437,7 +445,7 @@ class Reflection(Freezing):
 
     # Inside.
 
-    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any, *, read: Any = None) -> Spec:
         if reward is not None and not callable(reward):
             raise ConfigurationError("reward", reward, "a callable or None", "For 'self' see `Reflection(reward=…)`.")
         found = self._options.rule if namespace is None else rule(namespace)
@@ -448,6 +456,7 @@ class Reflection(Freezing):
             task=task,
             reward=reward,
             inject=inject or self._options.inject,
+            read=self._options.read if read is None else rules(read),
         )
 
     def _own(self, namespace: Namespace | None) -> Namespace:

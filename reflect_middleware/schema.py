@@ -141,10 +141,14 @@ lessons = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False),  # the namespace's revision that last touched it
     sa.Column("vector", sa.LargeBinary),
     _text("embedder"),  # which embedder made the vector
+    sa.Column("always", sa.Boolean, nullable=False, server_default=sa.false()),  # shown to every run
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("lessons_status", "namespace", "status", "embedder"),
     sa.Index("lessons_revision", "namespace", "revision"),
 )
+everywhere = sa.and_(lessons.c.always, lessons.c.status == sa.literal_column("'active'", sa.Text))
+"""Applies to every task."""
+_few("lessons_always", lessons.c.namespace, lessons.c.status, lessons.c.always, where=everywhere)
 lesson_versions = sa.Table(
     "lesson_versions",
     metadata,

@@ -19,6 +19,9 @@ EditOp = Literal["add", "edit", "merge", "retire"]
 TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
 """Reward sources, the most trusted first. `Episode.reward` is the mean over the first one present."""
 
+SEARCHED_CHARS = 120
+"""Most characters of the evidence by which a lesson is found."""
+
 Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -111,9 +114,11 @@ class Exposure(Frozen):
     probability: Unit = 1.0
     """The probability with which an eligible lesson was shown."""
     similarity: float = 0.0
-    """Cosine between the task and the lesson, in [-1, 1]."""
+    """Cosine between the task and the lesson, in [-1, 1]; 0 for an always-on lesson that is not among the nearest."""
     position: int = 0
     """Its place in the prompt, from 0."""
+    namespace: Namespace = ()
+    """Where the lesson lives: the episode's own namespace, or one that it reads."""
 
 
 class Episode(Frozen):
@@ -130,6 +135,8 @@ class Episode(Frozen):
     agent: str = ""
     """The wrapped agent's name."""
     namespace: Namespace
+    read: tuple[Namespace, ...] = ()
+    """The namespaces whose lessons it could be shown beside those of its own."""
     thread_id: str = ""
     principal: str = ""
     """On whose behalf it ran, if the run said so."""
@@ -196,6 +203,8 @@ class Lesson(Frozen):
     """Ids of the episodes it came from; empty for a lesson added by hand."""
     pinned: bool = False
     """Pinned lessons are never edited, merged or retired by a reflection or the cap."""
+    always: bool = False
+    """True: it applies everywhere, and every run of the namespace is shown it, whatever its task."""
     supported: bool = True
     """False when `because` is not found in the named episodes."""
     held: tuple[str, ...] = ()
@@ -219,8 +228,13 @@ class Lesson(Frozen):
 
     @property
     def text(self) -> str:
-        """The lesson as one line, the form that is embedded."""
+        """The lesson as one line, the form in which lessons are compared with each other."""
         return f"{self.when}: {self.do}"
+
+    @property
+    def searched(self) -> str:
+        """What tasks are compared with: the advice with its evidence, whose words are those of former tasks."""
+        return f"{self.text} {self.because[:SEARCHED_CHARS]}".rstrip()
 
 
 class Task(Frozen):
@@ -354,6 +368,8 @@ class Retrieved(Frozen):
     shown: bool
     reason: str = ""
     """Why it was not shown, else empty."""
+    always: bool = False
+    """True if it was shown because it applies everywhere, whatever its similarity."""
 
 
 class Preview(Frozen):
@@ -361,6 +377,8 @@ class Preview(Frozen):
 
     task: str
     namespace: Namespace
+    read: tuple[Namespace, ...] = ()
+    """The namespaces whose lessons it could be shown beside those of its own."""
     block: str
     """The text that would be merged into the system message; empty for none."""
     tokens: int

@@ -101,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     with opened(path) as reflection:
         parts = reflection._core.parts
         made = [Lesson(namespace=("default",), when=" ".join(x[:4]), do=" ".join(x[4:])) for x in LESSONS]
-        vectors = parts.embedder.embed_documents([lesson.text for lesson in made])
+        vectors = parts.embedder.embed_documents([lesson.searched for lesson in made])
         changes = [Change(lesson=x, vector=v, expected_version=0) for x, v in zip(made, vectors, strict=True)]
         parts.ledger.lessons.save_all(changes, parts.embedder.id)
         found = answers(reflection)
