@@ -14,6 +14,7 @@ import reflect_middleware
 from reflect_middleware.cli_forget import register
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_reindex import reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -55,6 +56,7 @@ episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
 app.command()(migrate)
+app.command()(reindex)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
@@ -238,9 +240,14 @@ def resume(reflection: Reflection, view: View) -> None:
 
 @app.command()
 @opened(creates=True)
-def doctor(reflection: Reflection, view: View) -> None:
+def doctor(
+    reflection: Reflection,
+    view: View,
+    *,
+    mend: Annotated[bool, typer.Option("--mend", help="First make the store what the ledger says.")] = False,
+) -> None:
     """Say how everything is doing and what to do (your own parts with --app); exit code 1 if there is a problem."""
-    findings = reflection.doctor()
+    findings = reflection.doctor(mend=mend)
     view.findings(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

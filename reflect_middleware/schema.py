@@ -145,6 +145,29 @@ lessons = sa.Table(
     sa.Index("lessons_status", "namespace", "status", "embedder"),
     sa.Index("lessons_revision", "namespace", "revision"),
 )
+vectors = sa.Table(
+    "vectors",  # of lessons whose row has another embedder's: only of their present version
+    metadata,
+    sa.Column("lesson_id", sa.Text, primary_key=True),
+    sa.Column("embedder", sa.Text, primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+embedders = sa.Table(
+    "embedders",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("name"),  # its class and model; a second one of this name, with other vectors, has an id of its own
+    sa.Column("probe", sa.LargeBinary, nullable=False),  # the vector of a fixed sentence
+    sa.Column("at", sa.Float, nullable=False),
+)
+moves = sa.Table(
+    "moves",  # how far a store that is being built has come
+    metadata,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),  # the namespace's when it was begun
+    _text("last"),  # lessons up to this id are written, as they were then
+)
 lesson_versions = sa.Table(
     "lesson_versions",
     metadata,

@@ -90,6 +90,26 @@ def _tables() -> None:
         sa.Column("body", sa.Text, server_default="", nullable=False),
     )
     op.create_index("audit_time", "audit", ["at"])
+    op.create_table(
+        "vectors",
+        sa.Column("lesson_id", sa.Text, primary_key=True),
+        sa.Column("embedder", sa.Text, primary_key=True),
+        sa.Column("vector", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "embedders",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, server_default="", nullable=False),
+        sa.Column("probe", sa.LargeBinary, nullable=False),
+        sa.Column("at", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "moves",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("namespace", sa.Text, primary_key=True),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("last", sa.Text, server_default="", nullable=False),
+    )
 
 
 def _fill(connection: sa.Connection) -> None:
