@@ -121,7 +121,7 @@ def recall(store: LessonStore, space: Namespace, wanted: Sequence[Entry], asked:
     found = expected = 0
     for question in asked:
         best = exact.search(space, question, NEAREST)
-        near = {wanted[row].id for row in np.flatnonzero(matrix @ question >= best[-1][1] - TIE)}
+        near = {wanted[row].id for row in np.flatnonzero(matrix @ question >= best[-1][1] - TIE).tolist()}
         hits = {one for one, _ in store.search(space, question, NEAREST)}
         expected += len(best)
         found += min(len(best), len(hits & near))
