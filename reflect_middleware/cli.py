@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 import reflect_middleware
 from reflect_middleware.cli_forget import register
 from reflect_middleware.cli_migrate import migrate
-from reflect_middleware.cli_open import opened, reported
-from reflect_middleware.cli_reindex import reindex
+from reflect_middleware.cli_open import named, opened, reported
+from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -239,7 +239,7 @@ def resume(reflection: Reflection, view: View) -> None:
 
 
 @app.command()
-@opened(creates=True)
+@opened(opens=lambda target, values: following(target, values) if values["mend"] else named(target, creates=True))
 def doctor(
     reflection: Reflection,
     view: View,

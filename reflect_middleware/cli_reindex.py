@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from reflect_middleware.cli_open import Target, folder, from_app, opened
 from reflect_middleware.cli_view import View
 from reflect_middleware.errors import ConfigurationError
+from reflect_middleware.parts import Parts
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.reindex import Progress
 
@@ -25,31 +26,33 @@ TENTH = 10
 """Without a terminal, so many lines are written of each step."""
 
 
-def _reflection(target: Target, values: dict[str, Any]) -> Reflection:
-    """The user's own Reflection, or one over a ledger that has the store to which that was moved."""
+def following(target: Target, values: dict[str, Any]) -> Reflection:
+    """The user's own Reflection, or one over a ledger that has the store to which that was moved.
+
+    Raises:
+        ConfigurationError: If the default embedder would have to embed all lessons, of which another one has vectors.
+    """
     if target.app:
         return from_app(target.app)
     if target.ledger is not None:
-        return _checked(Reflection(ledger=target.ledger, namespace=("reindex",)), values)
-    return _checked(Reflection(path=folder(target, creates=False)), values)
-
-
-def _checked(reflection: Reflection, values: dict[str, Any]) -> Reflection:
-    """Refuse to embed all lessons by the default embedder where another one made their vectors."""
-    if values["embeddings"] is None:
-        parts = reflection._core.parts  # noqa: SLF001 - the command line is part of the house
-        if others := sorted(filter(None, parts.ledger.health.lacking(parts.embedder.id))):
-            reflection.close()
-            raise ConfigurationError(
-                "--embeddings",
-                None,
-                "an embedder's name, or --app with your own Reflection",
-                f"The vectors are by {', '.join(others)}, and the default embedder is another one.",
-            )
+        reflection = Reflection(ledger=target.ledger, namespace=("reindex",))
+    else:
+        reflection = Reflection(path=folder(target, creates=False))
+    parts = reflection._core.parts  # noqa: SLF001 - the command line is part of the house
+    if values.get("embeddings") is None and (others := sorted(filter(None, lacking(parts)))):
+        reflection.close()
+        made = f"The vectors are by {', '.join(others)}, and the default embedder is another one."
+        allowed = "an embedder's name (`reflect reindex --embeddings`), or your own Reflection (--app)"
+        raise ConfigurationError("embeddings", None, allowed, made)
     return reflection
 
 
-@opened(opens=_reflection)
+def lacking(parts: Parts) -> dict[str, int]:
+    """Lessons of which the embedder has made no vector, by the one that has."""
+    return parts.ledger.health.lacking(parts.embedder.id)
+
+
+@opened(opens=following)
 def _reindex(reflection: Reflection, view: View, *, store: Store = None, embeddings: Model = None) -> None:
     """Build a store from the ledger while agents go on with theirs, compare it with an exact search, and switch.
 

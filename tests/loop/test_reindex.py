@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -150,25 +151,6 @@ def test_what_is_not_as_good_is_not_switched_to(make: Any, fault: str, words: st
     assert answers(reflection) == before
     store.fault = ""
     assert reflection.reindex(store).switched
-
-
-def test_a_held_folder_is_said(tmp_path: Path) -> None:
-    holder = (
-        "import sys; from pathlib import Path; from reflect_adapters.qdrant import QdrantFolderStore as S\n"
-        "store = S(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    )
-    place = [sys.executable, "-c", holder, str(tmp_path / "qdrant")]
-    with subprocess.Popen(place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with taught(testing.reflection(path=str(tmp_path), store="exact")) as reflection:
-            report = reflection.reindex("qdrant")
-            assert (report.switched, f"Process {process.pid}" in report.reason) == (False, True)
-            # For an embedder alone the vectors are what takes long; whoever holds the store fills it.
-            with taught(testing.reflection(path=str(tmp_path), store="qdrant")) as same:
-                report = same.reindex(embeddings=HashingEmbeddings(64))
-        process.communicate()
-    assert (report.switched, report.embedded, "are ready" in report.todo) == (True, 24, True)
 
 
 async def test_arguments_are_checked_first(make: Any) -> None:
@@ -386,17 +368,17 @@ CHILD = """
 import json, sys
 from reflect_middleware import Reflection, reindex
 from reflect_middleware.testing import HashingEmbeddings
-place, seen = json.loads(sys.argv[1]), []
-reindex.BATCH = 50
+seen, reindex.BATCH = [], 50
 
 def tell(step):
     seen.append(step)
-    if step.doing == "writing" and len(seen) == int(sys.argv[2]):
+    if len(seen) == 3:
         print("now", flush=True)
         sys.stdin.read()  # until it is killed
 
-with Reflection(embeddings=HashingEmbeddings(), **place) as reflection:
-    print(reflection.reindex("qdrant", progress=tell).model_dump_json())
+reflection = Reflection(embeddings=HashingEmbeddings(), **json.loads(sys.argv[1]))
+print(reflection.reindex(embeddings=HashingEmbeddings(64)).model_dump_json(), flush=True)
+reflection.reindex("qdrant", progress=tell)
 """
 
 
@@ -425,6 +407,7 @@ def test_a_kill_in_the_middle_costs_a_batch_and_no_agent_notices(tmp_path: Path,
     spared = min({x.id for x in agent.lessons.list()} - {x.lesson.id for x in first})
     place = {"path": str(tmp_path), **make.place(str(tmp_path))}
     command = [sys.executable, "-c", CHILD, json.dumps(place)]
+    operator = make(path=str(tmp_path), store=None)
 
     def reads() -> None:
         while not stop.wait(0.02):
@@ -435,19 +418,24 @@ def test_a_kill_in_the_middle_costs_a_batch_and_no_agent_notices(tmp_path: Path,
     reader = threading.Thread(target=reads)
     reader.start()
     try:
-        with subprocess.Popen([*command, "3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
+            prepared = json.loads(process.stdout.readline())
             assert process.stdout.readline() == "now\n"
+            locked = operator.reindex("qdrant")
             process.send_signal(signal.SIGKILL)
         assert (inner(agent).spec, process.returncode) == ("chroma", -signal.SIGKILL)
         changed = agent.lessons.edit(spared, do="another way")
-        done = subprocess.run([*command, "-1"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+        report = operator.reindex("qdrant")
     finally:
         stop.set()
         reader.join()
-    report = json.loads(done.stdout)
-    assert (report["switched"], report["lessons"], report["recall"]) == (True, 400, 1.0)
-    assert report["written"] == 400 - 150 + 1  # what three batches did not bring, and what changed since
+    assert (locked.switched, f"Process {process.pid} holds" in locked.reason) == (False, True)
+    # An embedder's vectors are what takes long; the store is filled by whoever holds it.
+    assert (prepared["switched"], prepared["embedded"]) == (True, 400)
+    assert f"are ready; Process {os.getpid()} holds" in prepared["todo"]
+    assert (report.switched, report.lessons, report.recall) == (True, 400, 1.0)
+    assert report.written == 400 - 150 + 1  # what three batches did not bring, and what changed since
     assert wrong == []
     assert "another way" in found(agent, f"{changed.when} another way")
     assert (inner(agent).spec, inner(agent).describe()) == ("qdrant", "the store")
@@ -478,5 +466,8 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "mine.py").write_text(
         "from reflect_middleware import Reflection\nr = Reflection(embeddings='hashing')\n"
     )
+    refused = run(app, ["doctor", "--mend"])
+    assert (refused.exit_code, "--app" in refused.stderr) == (1, True)
     findings = json.loads(run(app, ["doctor", "--mend", "--json", "--app", "mine:r"]).stdout)
-    assert next(f for f in findings if f["check"] == "store")["facts"]["mended"] == 0
+    store = next(f for f in findings if f["check"] == "store")["facts"]
+    assert (store["store"], store["mended"]) == ("'qdrant'", 0)
