@@ -39,11 +39,10 @@ class EmbedderTable:
         """
         with self.db.read() as connection:
             known = self._known(connection, name)
-        return _recognised(known, probe) or self._new(name, probe)
+        return _recognised(known, probe) or self._new(name, probe, known)
 
-    def _new(self, name: str, probe: Vector) -> str:
+    def _new(self, name: str, probe: Vector, known: Sequence[tuple[str, Vector]]) -> str:
         own = f"{name}#{sha256(probe.tobytes()).hexdigest()[:8]}"
-        known: Sequence[tuple[str, Vector]] = ()
         try:
             with self.db.write() as connection:
                 self.db.take_turn(connection, TURN)

@@ -86,8 +86,8 @@ def compare(store: LessonStore, space: Namespace, wanted: Sequence[Entry]) -> Di
     """What is wrong with a namespace; nothing is changed."""
     there, ids = store.ids(space), {entry.id for entry in wanted}
     present = [entry for entry in wanted if entry.id in there]
-    step = max(1, len(present) // SAMPLE)
-    wrong = sum(not _finds(store, space, entry) for entry in present[::step][:SAMPLE])
+    step = max(1, -(-len(present) // SAMPLE))
+    wrong = sum(not _finds(store, space, entry) for entry in present[::step])
     return Difference(missing=len(ids - there), superfluous=len(there - ids), wrong=wrong)
 
 

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
 """How long a store that failed is left alone."""
 
+FEW = 10
+"""A store that gives fewer lessons, though it has more, has lost some; of many an approximate one may miss a few."""
+
 EMBEDDED_AT_ONCE = 100
 """So many lessons are embedded by one call and kept by one transaction: a killed process loses no more."""
 
@@ -110,7 +113,7 @@ class Index:
             if store is self._store:  # else it was closed meanwhile, because there is another one now
                 self._give_up(error)
             return self._search_exactly(namespace, revision, vector, k)
-        if len(hits) < min(k, self._counts.get(namespace, 0)):
+        if len(hits) < min(k, FEW, self._counts.get(namespace, 0)):
             self._refill(namespace, len(hits))
             return self._search_exactly(namespace, revision, vector, k)
         if mark >= revision:

@@ -56,21 +56,22 @@ class MoveTable:
         with self.db.write() as connection:
             connection.execute(table.delete().where(table.c.target == target))
 
-    def complete(self, target: str, store: str | None, embedder: str) -> None:
+    def complete(self, target: str, store: str | None, embedder: str | None) -> None:
         """Note that a move is done, and switch every process whose code names no store.
 
         Args:
             target: Whose notes are not needed any more.
             store: Its name or URL, without a password; None: which store it is stays as it was.
-            embedder: Whose vectors are indexed.
+            embedder: Whose vectors are indexed; None: as noted before.
         """
         with self.db.write() as connection:
             self.db.changing(connection)
             connection.execute(table.delete().where(table.c.target == target))
             if store is not None:
                 connection.execute(self.db.upsert(meta, key=STORE, value=store))
-            note = json.dumps({"embedder": embedder, "at": self.db.clock()})
-            connection.execute(self.db.upsert(meta, key=INDEXED, value=note))
+            if embedder is not None:
+                note = json.dumps({"embedder": embedder, "at": self.db.clock()})
+                connection.execute(self.db.upsert(meta, key=INDEXED, value=note))
 
     def last(self) -> Indexed:
         """The last move that was completed."""

@@ -226,7 +226,8 @@ class Move:
         """Tell the ledger, and with it every process; gives what is left to do."""
         spec, embedder, todo = self.index.spec, self.index.embedder.id, list[str]()
         told = self.store is not None and not self.store_options and kept(spec)
-        self.moves.complete(self._name, spec if told else None, embedder)
+        noted = self.embeddings is not None or self.moves.last().embedder  # else no embedder was ever asked for
+        self.moves.complete(self._name, spec if told else None, embedder if noted else None)
         if self.store is not None and not (told and self.core.options.store is None):
             why = "it names another one" if told else "the ledger keeps names and URLs without secrets only"
             todo.append(f"say {f'store={spec!r}' if told else 'store='} in the code: {why}")

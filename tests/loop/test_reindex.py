@@ -459,6 +459,8 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert done.exit_code == 0, done.output
     assert "writing: 3 of 3 lessons" in done.stderr
     assert "recall: 1.0" in done.stdout
+    shown = CliRunner(env={"FORCE_COLOR": "1"}).invoke(app, ["reindex", "--embeddings", "hashing"])
+    assert (shown.exit_code, "writing" in shown.stderr, "3/3" in shown.stderr) == (0, True, True)
     again = json.loads(run(app, ["reindex", "--embeddings", "hashing", "--json"]).stdout)
     assert (again["store"], again["switched"]) == ("qdrant", True)
     refused = run(app, ["reindex", "--store", "pgvector", "--embeddings", "hashing"])
