@@ -155,8 +155,8 @@ vectors = sa.Table(
 embedders = sa.Table(
     "embedders",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    _text("name"),  # its class and model; a second one of this name, with other vectors, has an id of its own
+    sa.Column("name", sa.Text, primary_key=True),  # its class and model
+    sa.Column("id", sa.Text, primary_key=True),  # the name; of a second one, with other vectors, one of its own
     sa.Column("probe", sa.LargeBinary, nullable=False),  # the vector of a fixed sentence
     sa.Column("at", sa.Float, nullable=False),
 )

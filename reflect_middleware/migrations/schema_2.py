@@ -98,8 +98,8 @@ def _tables() -> None:
     )
     op.create_table(
         "embedders",
+        sa.Column("name", sa.Text, primary_key=True),
         sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("name", sa.Text, server_default="", nullable=False),
         sa.Column("probe", sa.LargeBinary, nullable=False),
         sa.Column("at", sa.Float, nullable=False),
     )
