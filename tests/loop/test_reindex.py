@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.store.memory import InMemoryStore
 
@@ -21,6 +22,7 @@ from reflect_middleware.embed import PROBE
 from reflect_middleware.errors import ConfigurationError, EmbedderError, StoreError
 from reflect_middleware.filling import Difference
 from reflect_middleware.reindex import Progress
+from reflect_middleware.schema import vectors
 from reflect_middleware.testing import HashingEmbeddings
 
 from .test_index import Flaky, found, inner
@@ -204,6 +206,23 @@ def test_both_embedders_find_theirs(tmp_path: Path, make: Any) -> None:
         0,
         True,
     )
+
+
+def test_vectors_kept_beside_go_with_their_lesson_and_its_former_words(make: Any) -> None:
+    reflection = taught(make(store="exact"), 3)
+    reflection.reindex(embeddings=Counting())
+    database = reflection._core.parts.ledger.database
+
+    def beside() -> set[str]:
+        with database.read() as connection:
+            return set(connection.execute(sa.select(vectors.c.lesson_id)).scalars())
+
+    one, two, three = reflection.lessons.list()
+    assert beside() == {one.id, two.id, three.id}
+    reflection.lessons.edit(one.id, do="another way")
+    assert beside() == {two.id, three.id}
+    reflection._core.parts.ledger.forget.erase_lessons([two])
+    assert beside() == {three.id}
 
 
 def test_embedding_goes_on_where_it_failed(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
