@@ -12,7 +12,8 @@ import reflect_middleware
 from reflect_middleware import cli_files, cli_forget
 from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
-from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_open import named, opened, reported
+from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -54,6 +55,7 @@ episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
 app.command()(migrate)
+app.command()(reindex)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
@@ -236,10 +238,15 @@ def resume(reflection: Reflection, view: View) -> None:
 
 
 @app.command()
-@opened(creates=True)
-def doctor(reflection: Reflection, view: View) -> None:
+@opened(opens=lambda target, values: following(target, values) if values["mend"] else named(target, creates=True))
+def doctor(
+    reflection: Reflection,
+    view: View,
+    *,
+    mend: Annotated[bool, typer.Option("--mend", help="First make the store what the ledger says.")] = False,
+) -> None:
     """Say how everything is doing and what to do (your own parts with --app); exit code 1 if there is a problem."""
-    findings = reflection.doctor()
+    findings = reflection.doctor(mend=mend)
     view.findings(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

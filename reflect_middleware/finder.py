@@ -91,15 +91,15 @@ class Finder:
 
         A run in sync code whose ledger is a local file saves two changes of threads.
         """
-        parts, options = self.core.parts, self.core.options
+        parts = self.core.parts
         if not plan.use_lessons or plan.resume is not None or self._resting():
             return None
-        if not (parts.opened("ledger") and options.ledger_url.startswith("sqlite")):
+        if not (parts.opened("ledger") and self.core.options.ledger_url.startswith("sqlite")):
             return None
         spaces, paused = self._spaces(plan)
         if not spaces or paused:
             return Choice(), ""
-        local = options.store == "exact" and parts.opened("index")
+        local = parts.opened("index") and parts.index.exact
         if not local or (vector := parts.embedder.peek_query(plan.task)) is None:
             return None
         return self._choose(plan, vector, spaces), ""

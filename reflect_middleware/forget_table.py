@@ -37,6 +37,7 @@ from reflect_middleware.schema import (
     owned,
     reflections,
     rewards,
+    vectors,
     work,
 )
 from reflect_middleware.types import AuditEntry, Episode, Lesson, Namespace, ReflectionRecord, Reward
@@ -182,7 +183,7 @@ class ForgetTable:
                 for namespace in {lesson.namespace for lesson in some}:
                     self.lessons.touch(connection, namespace)
                 connection.execute(lessons.delete().where(lessons.c.id.in_(ids)))
-                for table in (lesson_versions, lesson_sources, exposures):
+                for table in (lesson_versions, lesson_sources, exposures, vectors):
                     connection.execute(table.delete().where(table.c.lesson_id.in_(ids)))
 
     def keep_lesson(self, lesson: Lesson, expected: int, drop: Sequence[int], gone: Collection[str]) -> bool:

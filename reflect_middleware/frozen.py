@@ -66,7 +66,7 @@ class _Frozen:
 class FrozenLessons(_Frozen):
     """A shelf in the form of the ledger's lessons. It never changes, so its vectors are made once."""
 
-    generation = ""
+    generation = store = ""
 
     def __init__(self, shelf: Shelf, embed: Callable[[Sequence[str]], Sequence[Vector]]) -> None:
         super().__init__(shelf.file)
@@ -199,6 +199,10 @@ class FrozenParts(Parts):
     """The parts over a shelf."""
 
     core: FrozenCore
+
+    def _identify(self, name: str, probe: Vector) -> str:
+        """All vectors are made here, by one embedder."""
+        return name
 
     def _embedded(self, texts: Sequence[str]) -> Sequence[Vector]:
         return self.embedder.embed_documents(texts)

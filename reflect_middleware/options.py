@@ -24,6 +24,8 @@ from reflect_middleware.types import ReflectionReport
 RUN = ("background", "inline", "external")
 APPROVAL = ("auto", "human")
 DURABILITY = ("commit", "fsync", "queue")
+DEFAULT_STORE = "chroma"
+"""Where neither the code names one nor the ledger was moved to another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Options:
     path: Path
     ledger_url: str
     store: Any
+    """None: the one to which the ledger was moved, else the default one."""
     store_options: Mapping[str, Any]
     embeddings: Any
     rule: NamespaceRule

@@ -17,7 +17,7 @@ from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
 from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule, rules
 from reflect_middleware.node import reflect_node
-from reflect_middleware.options import options
+from reflect_middleware.options import DEFAULT_STORE, options
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from reflect_middleware.doctor import Finding
     from reflect_middleware.middleware import ReflectMiddleware
     from reflect_middleware.reflect import Reflector
+    from reflect_middleware.reindex import Progress, ReindexReport
     from reflect_middleware.retention import Retention
     from reflect_middleware.retrieve import CountTokens
 
@@ -66,8 +67,8 @@ class Reflection(Freezing):
         path: Folder for ledger and store. The environment's REFLECT_PATH wins.
         ledger: SQLAlchemy URL of the ledger instead of a file in `path`; `namespace` must then be given.
         store: The vector store: an installed store's name or URL, a `LessonStore`, a LangGraph `BaseStore`,
-            or a LangChain `VectorStore`.
-        store_options: Further settings for the store.
+            or a LangChain `VectorStore`. None: the one to which `reindex` has moved the ledger, else `"chroma"`.
+        store_options: Further settings for the store; without `store` for the default one.
         embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
         read: Further namespaces, written like `namespace`, whose lessons runs may be shown beside their own: a team's
@@ -135,7 +136,7 @@ class Reflection(Freezing):
         every: int | Cadence = 5,
         path: str | os.PathLike[str] = ".reflect",
         ledger: str | None = None,
-        store: Any = "chroma",
+        store: Any = None,
         store_options: Mapping[str, Any] | None = None,
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
@@ -177,8 +178,11 @@ class Reflection(Freezing):
         for name in ("self", "__class__"):
             given.pop(name, None)
         given["store_options"] = dict(store_options or {})
+        if store is None and store_options:  # whoever gives settings means a certain store
+            given["store"] = DEFAULT_STORE
         self._options = options(**given)
-        check_store(store)
+        if self._options.store is not None:
+            check_store(self._options.store)
         check_embedder(embeddings)
         self._over(Core(self._options))
 
@@ -371,11 +375,40 @@ class Reflection(Freezing):
         """The end of `pause`."""
         self._open().parts.ledger.lessons.pause(value=False)
 
-    def doctor(self) -> tuple[Finding, ...]:
-        """Check everything that needs no chat model: what works, what waits, what failed, and what to do about it."""
+    def reindex(
+        self,
+        store: Any = None,
+        *,
+        store_options: Mapping[str, Any] | None = None,
+        embeddings: Embeddings | str | None = None,
+        progress: Callable[[Progress], Any] | None = None,
+    ) -> ReindexReport:
+        """Build a store from the ledger while agents go on with theirs, compare it, and switch to it.
+
+        After a kill the same call goes on where it was. Where it does not switch, the report says why.
+
+        Args:
+            store: As in `Reflection`; None for the present one. Every process whose code names none follows.
+            store_options: As in `Reflection`.
+            embeddings: As in `Reflection`; None for the present ones. New vectors are kept beside the former ones.
+            progress: callable(Progress), told of each portion.
+
+        Raises:
+            ReflectError: If an argument is not allowed, or the embedder or the ledger fails.
+        """
+        from reflect_middleware.reindex import reindex
+
+        return reindex(self._open(), store, store_options, embeddings, progress)
+
+    def doctor(self, *, mend: bool = False) -> tuple[Finding, ...]:
+        """Check everything that needs no chat model: what works, what waits, what failed, and what to do about it.
+
+        Args:
+            mend: First make the store what the ledger says.
+        """
         from reflect_middleware.doctor import examine
 
-        return examine(self._open())
+        return examine(self._open(), mend=mend)
 
     def backup(self, file: str | os.PathLike[str] | None = None, *, keep: int | None = None) -> Path:
         """Copy the SQLite ledger as it is at one moment, while agents run, and check the copy.
@@ -423,7 +456,7 @@ class Reflection(Freezing):
 
     areward, afeedback, areflect, awork, aflush = twin(reward), twin(feedback), twin(reflect), twin(work), twin(flush)
     apreview, apause, aresume, adoctor = twin(preview), twin(pause), twin(resume), twin(doctor)
-    abackup, arestore, aaudit = twin(backup), twin(restore), twin(audit)
+    abackup, arestore, aaudit, areindex = twin(backup), twin(restore), twin(audit), twin(reindex)
 
     async def aclose(self) -> None:
         """Async twin of `close`."""

@@ -53,7 +53,9 @@ def upgrade() -> None:
     op.add_column("episodes", sa.Column("sampled", sa.Boolean, server_default=sa.true(), nullable=False))
     op.add_column("episodes", sa.Column("size", sa.Integer, server_default="0", nullable=False))
     op.add_column("lessons", sa.Column("always", sa.Boolean, server_default=sa.false(), nullable=False))
-    op.execute("UPDATE lessons SET embedder = ''")  # their evidence is embedded with them now: vectors are made anew
+    op.execute(
+        "UPDATE lessons SET embedder = '', vector = NULL"
+    )  # their evidence is embedded with them now: vectors are made anew
     op.add_column("reflections", sa.Column("lease", sa.Float, server_default="30", nullable=False))
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
@@ -93,6 +95,26 @@ def _tables() -> None:
         sa.Column("body", sa.Text, server_default="", nullable=False),
     )
     op.create_index("audit_time", "audit", ["at"])
+    op.create_table(
+        "vectors",
+        sa.Column("lesson_id", sa.Text, primary_key=True),
+        sa.Column("embedder", sa.Text, primary_key=True),
+        sa.Column("vector", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "embedders",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("probe", sa.LargeBinary, nullable=False),
+        sa.Column("at", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "moves",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("namespace", sa.Text, primary_key=True),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("last", sa.Text, server_default="", nullable=False),
+    )
 
 
 def _fill(connection: sa.Connection) -> None:

@@ -158,7 +158,7 @@ def test_lessons_are_found_through_it(tmp_path):
         index.lane.wait_idle(None)
         assert index.describe() == "the store"
         assert [one.lesson.id for one in reflection.lessons.search("refunds")] == [rule.id]
-        assert index.gap(("acme",)) == 0
+        assert index.compare(("acme",)).total == 0
 
 
 @pytest.mark.parametrize(
