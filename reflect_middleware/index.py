@@ -61,7 +61,7 @@ class Index:
         self._open_store = None if options.store == "exact" else lambda context: open_store(options.store, context)
         self._failed = failed
         self._context = StoreContext(
-            path=options.path / (options.store.partition(":")[0] if isinstance(options.store, str) else "store"),
+            path=options.path / folder_of(options.store),
             vectors=self.vectors,
             ledger_url=options.ledger_url,
             options=options.store_options,
@@ -281,6 +281,11 @@ class Index:
             vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
             pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
             self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
+
+
+def folder_of(store: object) -> str:
+    """The name of a store's own folder. One that is named by a URL is elsewhere: a folder of its kind is not its."""
+    return store if isinstance(store, str) and "://" not in store else "store"
 
 
 def renewed(store: LessonStore, folder: Path, generation: str) -> None:

@@ -16,7 +16,7 @@ from reflect_middleware.backup import FOLDER
 from reflect_middleware.erase import PROBED, Eraser, Tally, erase
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.forget_table import Criteria
-from reflect_middleware.index import clear_folder, outdated
+from reflect_middleware.index import clear_folder, folder_of, outdated
 from reflect_middleware.ledger import Ledger
 from reflect_middleware.outage import SPOOL
 from reflect_middleware.registry import STORES, installed
@@ -221,7 +221,7 @@ class Purge:
     def _stores(self, ledger: Ledger, tally: Tally) -> None:
         """Empty the stores: what they delete stays in their files. They fill again as they are searched."""
         generation, own = ledger.lessons.read_generation(), self.core.options.store
-        name = own.partition(":")[0] if isinstance(own, str) else "store"
+        name = folder_of(own)
         spaces = sorted({lesson.namespace for lesson in tally.erased.values()})
         if spaces or outdated(self.path / name, generation):
             self._note_store(name, self.core.parts.index.rebuild(spaces))
