@@ -128,6 +128,11 @@ def recall(store: LessonStore, space: Namespace, wanted: Sequence[Entry], asked:
     return found / expected
 
 
+def folder_of(store: object) -> str:
+    """The name of a store's own folder. One that is named by a URL is elsewhere: a folder of its kind is not its."""
+    return store if isinstance(store, str) and "://" not in store else "store"
+
+
 def renewed(store: LessonStore, folder: Path, generation: str) -> None:
     """Empty a store in a folder of ours that was filled before the ledger's present generation."""
     if outdated(folder, generation):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.errors import EmbedderError, StoreLockedError
 from reflect_middleware.exact import ExactStore
-from reflect_middleware.filling import Difference, compare, entries, fill, mend, renewed
+from reflect_middleware.filling import Difference, compare, entries, fill, folder_of, mend, renewed
 from reflect_middleware.forks import gate
 from reflect_middleware.lanes import Lane
 from reflect_middleware.lessons_table import Indexed, LessonTable
@@ -337,7 +337,7 @@ class Index:
     def _context(self) -> StoreContext:
         spec, options = self.spec, self._options
         return StoreContext(
-            path=options.path / (spec.partition(":")[0] if isinstance(spec, str) else "store"),
+            path=options.path / folder_of(spec),
             vectors=self.vectors,
             ledger_url=options.ledger_url,
             options=options.store_options,

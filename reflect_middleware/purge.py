@@ -15,7 +15,7 @@ from reflect_middleware import residue
 from reflect_middleware.backup import FOLDER
 from reflect_middleware.erase import PROBED, Eraser, Tally, erase
 from reflect_middleware.errors import ConfigurationError, ReflectError
-from reflect_middleware.filling import clear_folder, outdated
+from reflect_middleware.filling import clear_folder, folder_of, outdated
 from reflect_middleware.forget_table import Criteria
 from reflect_middleware.ledger import Ledger
 from reflect_middleware.outage import SPOOL
@@ -221,7 +221,7 @@ class Purge:
     def _stores(self, tally: Tally) -> None:
         """Empty the stores: what they delete stays in their files. They fill again as they are searched."""
         generation, own = self.core.parts.ledger.lessons.read_generation(), self.core.parts.index.spec
-        name = own.partition(":")[0] if isinstance(own, str) else "store"
+        name = folder_of(own)
         spaces = sorted({lesson.namespace for lesson in tally.erased.values()})
         if spaces or outdated(self.path / name, generation):
             self._note_store(name, self.core.parts.index.rebuild(spaces))

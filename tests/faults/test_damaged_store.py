@@ -120,8 +120,8 @@ def test_a_damaged_folder_is_made_anew(whole: tuple[Path, Any], tmp_path: Path, 
         index = reflection._core.parts.index
         assert index.describe() == "the store"
         space = index._space(("default",))
-        with index._store._collection(space) as (collection, _):
-            held = collection.get(include=["embeddings"])
+        with index._store._using("judging", space) as collections:
+            held = collections.found(space).get(include=["embeddings"])
         rows = judge.read(reflection._options.ledger_url)
     stored = dict(zip(held["ids"], held["embeddings"], strict=True))
     assert list(judge.store_is_ledger(rows, to_key(("default",)), stored)) == []
