@@ -1,0 +1,95 @@
+"""The adapter that docs/stores.md shows is whole: it passes the shipped contract, and its entry point is found."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from reflect_middleware import Reflection
+from reflect_middleware.errors import StoreError
+from reflect_middleware.registry import STORES, installed
+from reflect_middleware.store import StoreContext
+from reflect_middleware.testing import HashingEmbeddings, StoreContract
+from reflect_middleware.testing.store_contract import entries, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEXT = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
+OWN = TEXT.partition("## Write your own adapter in 40 lines")[2]
+ADAPTER, SUITE = re.findall(r"```python\n(.*?)```", OWN, flags=re.DOTALL)
+PACKAGING = tomllib.loads("".join(re.findall(r"```toml\n(.*?)```", OWN, flags=re.DOTALL)))
+names: dict[str, Any] = {"pytest": pytest, "StoreContract": StoreContract, "StoreContext": StoreContext}
+for block in (ADAPTER, SUITE):
+    exec(compile(block, "docs/stores.md", "exec", dont_inherit=True), names)
+
+TestSqliteLessons = names["TestSqliteLessons"]
+"""The page's own test: the whole contract."""
+
+
+def lines(code: str) -> list[str]:
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def test_it_has_the_length_that_the_page_says() -> None:
+    assert len(lines(ADAPTER)) <= 40
+    assert len(lines(SUITE)) == 5
+    assert max(map(len, ADAPTER.splitlines())) <= 120
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The adapter in an installed package with the page's entry point; gives the store's name."""
+    [(name, value)] = PACKAGING["project"]["entry-points"][STORES].items()
+    package, _, module = value.partition(":")[0].partition(".")
+    site = tmp_path / "site"
+    (site / package).mkdir(parents=True)
+    (site / package / "__init__.py").touch()
+    (site / package / f"{module}.py").write_text(ADAPTER)
+    told = site / "my_package-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text(f"[{STORES}]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(str(site))
+    yield name
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == package]:
+        del sys.modules[loaded]
+
+
+def test_users_name_it(packaged: str, tmp_path: Path) -> None:
+    assert packaged in installed(STORES)
+    with Reflection(None, path=tmp_path / "home", store=packaged, embeddings=HashingEmbeddings()) as reflection:
+        lesson = reflection.lessons.add(when="a refund is asked for", do="ask a manager above 200 EUR")
+        for _ in range(3):  # the first search does not open a store yet
+            found = reflection.lessons.search("refund above 200 EUR")
+            reflection.flush()
+        assert [one.lesson.id for one in found] == [lesson.id]
+        assert reflection._core.parts.index.is_open
+    with contextlib.closing(sqlite3.connect(tmp_path / "home" / packaged / "lessons.db")) as db:
+        assert db.execute("SELECT id FROM vectors").fetchall() == [(lesson.id,)]
+
+
+def test_a_damaged_file_is_a_store_error_and_a_deleted_one_is_empty(tmp_path: Path) -> None:
+    store = names["SqliteLessons"](StoreContext(path=tmp_path))
+    store.upsert(("a",), entries(3))
+    (tmp_path / "lessons.db").write_bytes(b"damaged" * 1000)
+    with pytest.raises(StoreError, match="not a database") as caught:
+        store.search(("a",), vectors(1)[0], 1)
+    assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
+    (tmp_path / "lessons.db").unlink()
+    assert store.ids(("a",)) == set()
+
+
+def test_a_vector_of_another_size_spoils_nothing(tmp_path: Path) -> None:
+    store = names["SqliteLessons"](StoreContext(path=tmp_path))
+    store.upsert(("a",), entries(3))
+    with pytest.raises(StoreError, match="different sizes"):
+        store.upsert(("a",), entries(2, dim=8))
+    assert len(store.search(("a",), vectors(1)[0], 9)) == 3
