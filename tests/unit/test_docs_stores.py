@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import sqlite3
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.store.base.batch import AsyncBatchedBaseStore
+from langgraph.store.memory import InMemoryStore
 
 from reflect_middleware import Reflection
 from reflect_middleware.errors import StoreError
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 TEXT = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
 OWN = TEXT.partition("## Write your own adapter in 40 lines")[2]
+[SERVER] = re.findall(r"```python\n(from langgraph_sdk.runtime .*?)```", TEXT, flags=re.DOTALL)
 ADAPTER, SUITE = re.findall(r"```python\n(.*?)```", OWN, flags=re.DOTALL)
 PACKAGING = tomllib.loads("".join(re.findall(r"```toml\n(.*?)```", OWN, flags=re.DOTALL)))
 names: dict[str, Any] = {"pytest": pytest, "StoreContract": StoreContract, "StoreContext": StoreContext}
@@ -93,3 +99,36 @@ def test_a_vector_of_another_size_spoils_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="different sizes"):
         store.upsert(("a",), entries(2, dim=8))
     assert len(store.search(("a",), vectors(1)[0], 9)) == 3
+
+
+class Batched(AsyncBatchedBaseStore):
+    """As the LangGraph server's own store: its calls go through the loop on which it was made."""
+
+    def __init__(self, inner: InMemoryStore) -> None:
+        super().__init__()
+        self.inner = inner
+
+    async def abatch(self, ops: Any) -> Any:
+        return await self.inner.abatch(ops)
+
+    def batch(self, ops: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(self.abatch(ops), self._loop).result()
+
+
+async def test_the_servers_own_store_is_used_through_the_graphs_factory(tmp_path: Path) -> None:
+    pytest.importorskip("langgraph_sdk.runtime", reason="older versions of langgraph-sdk have no ServerRuntime")
+    builder = StateGraph(MessagesState).add_node("work", lambda state: {"messages": "done"}).add_edge(START, "work")
+    given = {"path": tmp_path, "embeddings": HashingEmbeddings(), "reflector": lambda batch: []}
+    page: dict[str, Any] = {"builder": builder, "Reflection": lambda model, store: Reflection(store=store, **given)}
+    exec(compile(SERVER, "docs/stores.md", "exec", dont_inherit=True), page)
+    kept = InMemoryStore()
+    graph = page["graph"](SimpleNamespace(store=Batched(kept)))
+    async with page["reflections"][0] as reflection:
+        await reflection.lessons.aadd(when="a refund is asked for", do="ask a manager above 200 EUR")
+        for _ in range(3):  # the first search does not open a store yet
+            await graph.ainvoke({"messages": "a refund of 300 EUR"})
+            await asyncio.to_thread(reflection.flush)
+            await asyncio.to_thread(reflection._core.parts.index.lane.wait_idle, None)
+        assert reflection._core.parts.index.is_open
+        assert [lesson.shown for lesson in (await reflection.apreview({"messages": "a refund"})).lessons] == [True]
+    assert len(kept.search(("reflect_lessons",))) == 1
