@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reflect_adapters._chroma_client import HNSW
 from reflect_middleware.registry import open_store
 from reflect_middleware.store import LessonStore, StoreContext
 
@@ -29,11 +29,14 @@ class Place:
     """SQLAlchemy URL of an empty database, for the stores that need one, else empty."""
     stack: ExitStack
     """Closes what a user would have opened."""
+    folders: list[Path]
+    """Where files of the store lie."""
 
     def bytes(self) -> int:
         """What lies in the folder or in the database."""
         if not self.postgres:
-            return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+            files = (file for folder in self.folders for file in folder.rglob("*"))
+            return sum(file.stat().st_size for file in files if file.is_file())
         import psycopg
 
         with psycopg.connect(libpq(self.postgres)) as connection:
@@ -62,7 +65,9 @@ class Kind:
 def opened(kind: Kind, folder: Path, dim: int, postgres: str) -> Iterator[tuple[LessonStore, Place]]:
     """The store, closed in the end together with what a user would have opened for it."""
     with ExitStack() as stack:
-        place = Place(folder=folder, dim=dim, postgres=postgres if kind.on_postgres else "", stack=stack)
+        place = Place(
+            folder=folder, dim=dim, postgres=postgres if kind.on_postgres else "", stack=stack, folders=[folder]
+        )
         context = StoreContext(path=folder / "store", ledger_url=place.postgres, options=kind.options)
         store = open_store(kind.spec(place), context)
         stack.callback(store.close)
@@ -72,6 +77,13 @@ def opened(kind: Kind, folder: Path, dim: int, postgres: str) -> Iterator[tuple[
 def libpq(url: str) -> str:
     """An SQLAlchemy URL as PostgreSQL's own library reads it."""
     return url.replace("+psycopg", "", 1)
+
+
+def _chroma_server(place: Place) -> object:
+    server = importlib.import_module("tests.chroma").Server()
+    place.stack.callback(server.close)
+    place.folders.append(server.folder)
+    return server.url
 
 
 def _in_memory(_: Place) -> object:
@@ -115,7 +127,13 @@ def _langchain_chroma(place: Place) -> object:
 
     folder = str(place.folder / "chroma")
     client = chromadb.PersistentClient(path=folder, settings=Settings(anonymized_telemetry=False))
-    return Chroma("lessons", LessonVectors(), client=client, collection_configuration={"hnsw": HNSW})
+    hnsw: Any = {
+        "space": "cosine",
+        "ef_construction": 200,
+        "max_neighbors": 32,
+        "ef_search": 200,
+    }  # as docs/stores.md says
+    return Chroma("lessons", LessonVectors(), client=client, collection_configuration={"hnsw": hnsw})
 
 
 def _langchain_qdrant(place: Place) -> object:
@@ -151,6 +169,7 @@ def _document(where: str) -> object:
 KINDS = (
     Kind(title="exact", spec=lambda _: "exact", packages=("numpy",), milliseconds=2.0),
     Kind(title="chroma", spec=lambda _: "chroma", packages=("chromadb",), milliseconds=4.0),
+    Kind(title="chroma, server", spec=_chroma_server, packages=("chromadb",)),
     Kind(title="qdrant, local", spec=lambda _: "qdrant", packages=("qdrant-client",)),
     Kind(title="pgvector", spec=lambda _: "pgvector", packages=("psycopg",), on_postgres=True),
     Kind(title="pgvector, hnsw", spec=lambda _: "pgvector", options={"hnsw_above": 1}, on_postgres=True),

@@ -87,7 +87,7 @@ def measured(kind: Kind, job: Job) -> Retrieved:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         url = f"sqlite:///{folder}/ledger.db"
         filled(size, url)
-        place = Place(folder=Path(folder), dim=job.dim, postgres=job.postgres, stack=stack)
+        place = Place(folder=Path(folder), dim=job.dim, postgres=job.postgres, stack=stack, folders=[])
         reflection = stack.enter_context(
             Reflection(
                 path=folder,
