@@ -76,6 +76,8 @@ class Result:
     memory_mb: float
     """Growth of this process since the vectors stood in memory, the driver's code included."""
     disk_mb: float
+    load: float
+    """The system's load average at the end; NaN where it has none."""
 
 
 def centred(count: int, chance: np.random.Generator, centres: Matrix) -> Matrix:
@@ -171,6 +173,7 @@ def measured(kind: Kind, job: Job) -> Result:
         build_seconds=build,
         memory_mb=memory,
         disk_mb=disk / 1e6,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else np.nan,
     )
 
 
