@@ -69,6 +69,8 @@ class Result:
     floor_p99: float
     times: float
     """The median over the rounds of p50 to the floor's p50."""
+    cpu: float
+    """The median of what this process computed for a query, on all its threads; a server's work is not in it."""
     recall: float
     """How many of the ten nearest are found, in [0, 1]."""
     build_seconds: float
@@ -127,7 +129,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def asked(store: LessonStore, matrix: Matrix, queries: Matrix, seconds: float) -> tuple[NDArray[np.float64], float]:
-    """Milliseconds of each query, shape (queries, 2): store and floor; and the recall."""
+    """Milliseconds of each query, shape (queries, 3): store, floor and the store's processor time; and the recall."""
     found, taken = 0, []
     for query in queries[:3]:
         store.search(HERE, query, K)
@@ -136,10 +138,12 @@ def asked(store: LessonStore, matrix: Matrix, queries: Matrix, seconds: float) -
         if count >= LEAST_QUERIES and time.monotonic() > end:
             break
         both = partial(store.search, HERE, query, K), partial(floor, matrix, query)
-        times = [0.0, 0.0]
+        times, computed = [0.0, 0.0], [0.0, 0.0]
         for which in random.sample(range(2), 2):
+            before = time.process_time()
             times[which] = milliseconds(both[which])
-        taken.append(times)
+            computed[which] = 1_000 * (time.process_time() - before)
+        taken.append([*times, computed[0]])
         if count < 100:  # noqa: PLR2004 - enough to tell the recall
             wanted = {_id(row) for row in both[1]().tolist()}
             found += len(wanted & {one for one, _ in both[0]()})
@@ -159,7 +163,7 @@ def measured(kind: Kind, job: Job) -> Result:
             taken, recall = asked(store, matrix, queries, job.seconds)
             memory, disk = resident() - before, place.bytes() - empty
     rounds = np.array([np.median(part, axis=0) for part in np.array_split(taken, ROUNDS)])
-    p99 = np.percentile(taken, 99, axis=0) if len(taken) >= 100 else (np.nan, np.nan)  # noqa: PLR2004
+    p99 = np.percentile(taken, 99, axis=0) if len(taken) >= 100 else [np.nan] * 3  # noqa: PLR2004
     return Result(
         store=job.store,
         size=job.size,
@@ -169,6 +173,7 @@ def measured(kind: Kind, job: Job) -> Result:
         floor_p50=float(np.median(rounds[:, 1])),
         floor_p99=float(p99[1]),
         times=float(np.median(rounds[:, 0] / rounds[:, 1])),
+        cpu=float(np.median(taken[:, 2])),
         recall=recall,
         build_seconds=build,
         memory_mb=memory,

@@ -32,7 +32,8 @@ from tests.postgres import CannotRunError, Server
 
 ROOT = Path(__file__).parents[1]
 HEAD = (
-    "| store | p50, ms | p99, ms | p50 : floor | p99 : floor | recall@10 | built in, s | memory, MB | disk, MB | load |"
+    "| store | p50, ms | p99, ms | p50 : floor | p99 : floor | computed, ms | recall@10 "
+    "| built in, s | memory, MB | disk, MB | load |"
 )
 RETRIEVE_HEAD = (
     "| store | lessons | embed a new task | search | same task again | vector cached | new task | the floor |"
@@ -123,18 +124,18 @@ def _told(command: Sequence[str], budget: float) -> dict[str, Any] | str:
 
 def table(measured: Measured, kinds: Sequence[Kind], size: int) -> str:
     """One size's table, as Markdown."""
-    rows = [f"### {size:,} lessons", "", HEAD, "| --- |" + " ---: |" * 9]
+    rows = [f"### {size:,} lessons", "", HEAD, "| --- |" + " ---: |" * 10]
     found = [one for (_, held), one in measured.items() if held == size and isinstance(one, Result)]
     if any(not math.isnan(one.p99) for one in found):
         p50, p99 = ([getattr(one, name) for one in found] for name in ("floor_p50", "floor_p99"))
         spans = " | ".join(f"{np.nanmin(times):.2f} to {np.nanmax(times):.2f}" for times in (p50, p99))
-        rows.append(f"| *the floor: plain numpy* | {spans} | 1 | 1 | 1 | | | | |")
+        rows.append(f"| *the floor: plain numpy* | {spans} | 1 | 1 | | 1 | | | | |")
     return "\n".join([*rows, *(_row(kind, measured[kind.title, size]) for kind in kinds)])
 
 
 def _row(kind: Kind, one: Result | str) -> str:
     if isinstance(one, str):
-        return f"| {kind.title} | {one} | | | | | | | | |"
+        return f"| {kind.title} | {one} | | | | | | | | | |"
     few = math.isnan(one.p99)
     p99, ratio = (f"({one.queries} queries)", "") if few else (f"{one.p99:.2f}", f"{one.p99 / one.floor_p99:,.1f}")
     figures = (
@@ -142,6 +143,7 @@ def _row(kind: Kind, one: Result | str) -> str:
         p99,
         f"{one.times:,.1f}",
         ratio,
+        f"{one.cpu:.2f}",
         f"{one.recall:.3f}",
         f"{one.build_seconds:,.1f}",
         f"{one.memory_mb:,.0f}",
