@@ -24,7 +24,6 @@ from benchmarks.ledgers import Size, filled
 from benchmarks.store_kinds import KINDS, Kind, Place
 from benchmarks.store_run import Job, centred, floor, milliseconds
 from reflect_middleware import Reflection
-from reflect_middleware.lessons_table import vector_bytes
 from reflect_middleware.types import Namespace
 
 STEPS = ("embed", "search", "again", "cached", "new", "floor")
@@ -74,7 +73,8 @@ def prepared(reflection: Reflection, size: Size) -> NDArray[np.float32]:
     centres = np.array(parts.embedder.embed_documents(tasks()))
     matrix = centred(size.lessons, np.random.default_rng(0), centres)
     known = [lesson.id for lesson in parts.ledger.lessons.find(space, "active")]
-    parts.ledger.lessons.set_vectors(space, vector_bytes(zip(known, matrix, strict=True)), parts.embedder.id)
+    lessons = parts.ledger.lessons.many(known)
+    parts.ledger.lessons.set_vectors(space, list(zip(lessons, matrix, strict=True)), parts.embedder.id)
     for _ in range(3):  # the first search does not open a store yet
         reflection.preview({"messages": tasks()[0]})
         parts.index.lane.wait_idle(None)
