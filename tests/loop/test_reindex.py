@@ -416,7 +416,7 @@ def many(reflection: Reflection, count: int) -> None:
 
 
 def answer(found: Any) -> tuple[str, float, int]:
-    """What every store says alike: the one lesson that fits, and how many; others are equally near, and any may come."""
+    """What every store says alike: the one lesson that fits, and how many; the others are equally near."""
     return found[0].lesson.id, round(found[0].similarity, 3), len(found)
 
 
