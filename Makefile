@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 APART  := tests/faults tests/scale
 
-.PHONY: help setup test soak demo bench scale upstream lint types format ci clean
+.PHONY: help setup test soak demo bench scale stores retrieval upstream lint types format ci clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,12 @@ bench: $(VENV)/.test  ## measure what wrapping costs per run
 
 scale: $(VENV)/.test  ## measure what the size of a ledger costs (long; ARGS="--episodes 1000 30000" is short)
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+retrieval: $(VENV)/.test  ## measure how well lessons are found (ARGS="--embeddings openai:text-embedding-3-small" for yours)
+	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+stores: $(VENV)/.test  ## measure what a search costs in each store (long; ARGS="--stores exact chroma --sizes 1000 20000" is short)
+	@$(BIN)/python -m benchmarks.stores $(ARGS)
 
 upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (long)
 	@status=0; for venv in $(VENV) $(OLDEST); do $$venv/bin/python tests/upstream/run.py $(ARGS) || status=1; done; exit $$status

@@ -3,6 +3,8 @@
 from reflect_middleware.boundary import get_episode_id, get_lessons, no_lessons
 from reflect_middleware.cadence import AfterSeconds, Backlog, Cadence, EveryEpisodes, OnClose, OnFailures
 from reflect_middleware.errors import ReflectError
+from reflect_middleware.history import LessonChange, LessonDiff
+from reflect_middleware.incoming import ImportReport
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.retention import Retention
 from reflect_middleware.types import (
@@ -32,7 +34,10 @@ __all__ = [
     "Episode",
     "EveryEpisodes",
     "Exposure",
+    "ImportReport",
     "Lesson",
+    "LessonChange",
+    "LessonDiff",
     "OnClose",
     "OnFailures",
     "Preview",

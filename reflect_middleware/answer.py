@@ -10,7 +10,7 @@ from reflect_middleware.forks import gate
 from reflect_middleware.types import Edit, EditOp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 MOST_CHARS = 200_000
 """An answer is read up to here."""
@@ -29,7 +29,12 @@ _KEYS: Mapping[str, str] = {
     **dict.fromkeys(("when", "situation"), "when"),
     **dict.fromkeys(("do", "advice"), "do"),
 }
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+_THOUGHTS = re.compile(rf"<{_TAG}>.*?</{_TAG}>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+_THOUGHT_BEFORE = re.compile(rf"^.*(?:</{_TAG}>|\[/THINK\]|<\|channel\|>final<\|message\|>)", re.DOTALL | re.IGNORECASE)
+"""Templates may open the thoughts in the prompt, so that only their end is in the answer."""
+_THOUGHT_AFTER = re.compile(rf"(?:<{_TAG}>|\[THINK\]|<\|channel\|>analysis).*$", re.DOTALL | re.IGNORECASE)
+"""Thoughts that the limit of tokens cut off."""
 _FENCED = re.compile(r"```[a-z]*\s*(.*?)```", re.DOTALL | re.IGNORECASE)
 _START = re.compile(r"""[{\[]\s*\[?\s*\{?\s*["']?edits\b|\[\s*\{|\{""", re.IGNORECASE)
 _EDITS = re.compile(r"""[{]\s*["']?edits\b""", re.IGNORECASE)
@@ -43,12 +48,29 @@ def parse_answer(text: str) -> tuple[list[Edit], list[str]]:
     A malformed edit is left out and named among the problems; the others stand. No edits and no problem is an empty
     answer, a good one. No edits and a problem is an answer that could not be used.
     """
-    text = _THOUGHTS.sub("", text[:MOST_CHARS]).strip()
+    text = without_thoughts(text[:MOST_CHARS])
     entries, broken_off = _entries_in(text)
     if entries is None:
         return [], ['there is no JSON object with a list "edits" in it']
     edits, problems = read_entries(entries[:-1] if broken_off else entries)
     return edits, problems + (["the answer breaks off in its last edit"] if broken_off else [])
+
+
+def read_answers(texts: Sequence[str]) -> tuple[list[Edit], list[str]]:
+    """The first of several texts that is an answer; else what is wrong with the first."""
+    read = [parse_answer(text) for text in texts]
+    good = (answer for answer in read if answer[0] or not answer[1])
+    return next(good, read[0] if read else parse_answer(""))
+
+
+def without_thoughts(text: str) -> str:
+    """What is said after, and not in, the thoughts of a reasoning model."""
+    text = text.strip()
+    if text.startswith(("{", '["', "[{", "[ {", "[\n")):  # the answer itself, which may quote such marks
+        return text
+    for thoughts in (_THOUGHTS, _THOUGHT_BEFORE, _THOUGHT_AFTER):
+        text = thoughts.sub("", text)
+    return text.strip()
 
 
 def read_entries(entries: Iterable[Any]) -> tuple[list[Edit], list[str]]:
@@ -129,6 +151,8 @@ def _entries(value: Any, *, bare_empty: bool = False) -> list[Any] | None:
         edits = next((item for key, item in value.items() if str(key).lower() == "edits"), _NONE)
         if edits is _NONE:
             return [value] if any(str(key).lower() in ("op", "do") for key in value) else None
+        if isinstance(edits, str):  # a list that was made text once more
+            return _entries(_decode(edits), bare_empty=True)
         return edits if isinstance(edits, list) else [edits] if isinstance(edits, dict) and edits else None
     if isinstance(value, list):
         if len(value) == 1 and isinstance(value[0], dict) and "edits" in value[0]:

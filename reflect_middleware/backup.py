@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reflect_middleware import backups_table as table
 from reflect_middleware.database import Database
-from reflect_middleware.errors import ConfigurationError, LedgerError
+from reflect_middleware.errors import ConfigurationError, FrozenError, LedgerError
 from reflect_middleware.ledger import Ledger
 from reflect_middleware.places import alone
 from reflect_middleware.types import Frozen, now
@@ -152,7 +152,10 @@ def _live(core: Core, what: str) -> Path:
 
     Raises:
         ConfigurationError: If the ledger is no file.
+        FrozenError: If there is none; one that lies in the folder is another's.
     """
+    if core.frozen:
+        raise FrozenError(core.frozen)
     file = Database(core.options.ledger_url).beside("") if core.options.ledger_url.startswith("sqlite") else None
     if file is None:
         shown = core.options.ledger_url.split("@")[-1]

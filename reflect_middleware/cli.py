@@ -2,8 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 import reflect_middleware
-from reflect_middleware.cli_forget import register
+from reflect_middleware import cli_files, cli_forget
+from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
-from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_open import named, opened, reported
 from reflect_middleware.cli_practice import practice
+from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -42,8 +42,6 @@ class ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-MANY = 1_000
-"""How far back a short id is looked for."""
 SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
     "add_completion": False,
@@ -51,17 +49,21 @@ SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 app = typer.Typer(help="See and change what your agents learned from their runs.", **SETTINGS)
-lessons = typer.Typer(cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, undo.")
+lessons = typer.Typer(
+    cls=ListByDefault, help="Lessons: list (the default), show, add, edit, approve, retire, diff, undo."
+)
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
 app.command()(practice)
 app.command()(migrate)
+app.command()(reindex)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
 
-register(app, episodes)
+cli_files.register(app, lessons)
+cli_forget.register(app, episodes)
 
 Id = Annotated[str, typer.Argument(help="An id, or enough of its last characters.")]
 When = Annotated[str, typer.Option("--when", help="The situation in which it applies.")]
@@ -71,6 +73,8 @@ NewWhen = Annotated[str | None, typer.Option("--when", help="The situation in wh
 NewDo = Annotated[str | None, typer.Option("--do", help="The advice.")]
 NewBecause = Annotated[str | None, typer.Option("--because", help="The evidence.")]
 NewPinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Keep it as it is, whatever is learned.")]
+NewAlways = Annotated[bool | None, typer.Option("--always/--no-always", help="Show it to every run.")]
+Always = Annotated[bool, typer.Option("--always", help="Show it to every run, whatever its task.")]
 Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it as it is, whatever is learned.")]
 LessonsWith = Annotated[LessonStatus | None, typer.Option("--status", help="Only these.")]
 EpisodesWith = Annotated[EpisodeStatus | None, typer.Option("--status", help="Only these.")]
@@ -111,10 +115,18 @@ def show_lesson(reflection: Reflection, view: View, id: Id) -> None:
 @lessons.command("add")
 @opened(creates=True)
 def add_lesson(
-    reflection: Reflection, view: View, *, when: When, do: Do, because: Because = "", pinned: Pinned = False
+    reflection: Reflection,
+    view: View,
+    *,
+    when: When,
+    do: Do,
+    because: Because = "",
+    pinned: Pinned = False,
+    always: Always = False,
 ) -> None:
     """Add a lesson by hand; it is active at once."""
-    view.lesson(reflection.lessons.add(when=when, do=do, because=because, pinned=pinned, namespace=view.namespace))
+    words = {"when": when, "do": do, "because": because}
+    view.lesson(reflection.lessons.add(**words, pinned=pinned, always=always, namespace=view.namespace))
 
 
 @lessons.command("edit")
@@ -128,10 +140,11 @@ def edit_lesson(
     do: NewDo = None,
     because: NewBecause = None,
     pinned: NewPinned = None,
+    always: NewAlways = None,
 ) -> None:
-    """Change a lesson's words, or pin it."""
+    """Change a lesson's words, pin it, or have it shown to every run."""
     found = _lesson(reflection, view, id)
-    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned))
+    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned, always=always))
 
 
 @lessons.command("approve")
@@ -153,18 +166,6 @@ def retire_lesson(reflection: Reflection, view: View, id: Id) -> None:
 def lesson_history(reflection: Reflection, view: View, id: Id) -> None:
     """Show all versions of a lesson."""
     view.versions(reflection.lessons.history(_lesson(reflection, view, id)))
-
-
-@lessons.command("rollback")
-@opened()
-def rollback_lessons(
-    reflection: Reflection,
-    view: View,
-    to: Annotated[str, typer.Option("--to", help="A reflection's id, or a time such as 2026-11-22T14:00.")],
-) -> None:
-    """Put all lessons back to how a reflection left them, or to a time; prints those that changed."""
-    changed = reflection.lessons.rollback(to=_moment(reflection, view, to), namespace=view.namespace)
-    view.lessons(changed)
 
 
 @episodes.command("list")
@@ -196,7 +197,7 @@ def retry_episodes(
     if bool(ids) == everything:
         raise ConfigurationError("ids", ids or [], "some ids, or --all", "They are listed by: reflect episodes --dead")
     dead = [e.id for e in reflection.episodes.list(dead=True, limit=MANY, namespace=view.namespace)]
-    again = reflection.episodes.retry(*(_full(given, dead) for given in ids or ()), namespace=view.namespace)
+    again = reflection.episodes.retry(*(full(given, dead) for given in ids or ()), namespace=view.namespace)
     view.say(f"{len(again)} episodes wait for a reflection again.", retried=again)
 
 
@@ -205,7 +206,7 @@ def retry_episodes(
 def show_episode(reflection: Reflection, view: View, id: Id) -> None:
     """Show one run: its steps, rewards and the lessons it was shown."""
     known = reflection.episodes.list(limit=MANY, namespace=view.namespace)
-    view.episode(reflection.episodes.get(_full(id, (episode.id for episode in known))))
+    view.episode(reflection.episodes.get(full(id, (episode.id for episode in known))))
 
 
 @reflections.command("list")
@@ -219,7 +220,7 @@ def list_reflections(reflection: Reflection, view: View, limit: Limit = 20) -> N
 @opened()
 def show_reflection(reflection: Reflection, view: View, id: Id) -> None:
     """Show one reflection: what the model was asked, what it said, what became of it."""
-    view.reflection(reflection.reflections.get(_reflection_id(reflection, view, id)))
+    view.reflection(reflection.reflections.get(reflection_id(reflection, view, id)))
 
 
 @app.command()
@@ -239,10 +240,15 @@ def resume(reflection: Reflection, view: View) -> None:
 
 
 @app.command()
-@opened(creates=True)
-def doctor(reflection: Reflection, view: View) -> None:
+@opened(opens=lambda target, values: following(target, values) if values["mend"] else named(target, creates=True))
+def doctor(
+    reflection: Reflection,
+    view: View,
+    *,
+    mend: Annotated[bool, typer.Option("--mend", help="First make the store what the ledger says.")] = False,
+) -> None:
     """Say how everything is doing and what to do (your own parts with --app); exit code 1 if there is a problem."""
-    findings = reflection.doctor()
+    findings = reflection.doctor(mend=mend)
     view.findings(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -262,23 +268,4 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _lesson(reflection: Reflection, view: View, given: str) -> str:
-    return _full(given, (lesson.id for lesson in reflection.lessons.list(namespace=view.namespace)))
-
-
-def _reflection_id(reflection: Reflection, view: View, given: str) -> str:
-    return _full(given, (record.id for record in reflection.reflections.list(limit=MANY, namespace=view.namespace)))
-
-
-def _full(given: str, ids: Iterable[str]) -> str:
-    """The one id that ends like `given`; `given` itself if none does."""
-    fits = [known for known in ids if known.endswith(given)]
-    if len(fits) > 1 and given not in fits:
-        raise ConfigurationError("The id", given, f"more of its characters, for it fits {len(fits)} ids")
-    return fits[0] if len(fits) == 1 else given
-
-
-def _moment(reflection: Reflection, view: View, given: str) -> str | datetime:
-    try:
-        return datetime.fromisoformat(given).astimezone()
-    except ValueError:
-        return _reflection_id(reflection, view, given)
+    return full(given, (lesson.id for lesson in reflection.lessons.list(namespace=view.namespace)))

@@ -108,14 +108,16 @@ def _reflection(
     creates: bool,
     opens: Callable[[Target, dict[str, Any]], Reflection] | None,
 ) -> Iterator[Reflection]:
-    if opens is not None:
-        reflection = opens(target, values)
-    else:
-        reflection = from_app(target.app) if target.app else _from_place(target, creates=creates)
+    reflection = named(target, creates=creates) if opens is None else opens(target, values)
     try:
         yield reflection
     finally:
         reflection.close()
+
+
+def named(target: Target, *, creates: bool) -> Reflection:
+    """The user's own Reflection, or one over a ledger that opens no store."""
+    return from_app(target.app) if target.app else _from_place(target, creates=creates)
 
 
 def from_app(app: str) -> Reflection:

@@ -47,6 +47,13 @@ class View:
         """A list of lessons."""
         self._list(found, LESSON, [_lesson_row(lesson) for lesson in found], nothing="No lessons.")
 
+    def said(self, report: BaseModel) -> None:
+        """A report that can say by itself what is in it."""
+        if self.as_json:
+            _json(_data(report))
+        else:
+            sys.stdout.write(f"{report}\n")
+
     def nearest(self, found: Sequence[Retrieved]) -> None:
         """The answer of a search."""
         rows = [(f"{hit.similarity:.2f}", *_lesson_row(hit.lesson)) for hit in found]
@@ -70,6 +77,7 @@ class View:
                 "do": lesson.do,
                 "because": lesson.because,
                 "sources": ", ".join(lesson.sources) or "added by hand",
+                "held back for": ", ".join(lesson.held),
                 "shown": f"in {lesson.shown} episodes, mean reward {_reward(lesson.shown_reward)}",
             },
         )
@@ -130,8 +138,10 @@ class View:
             "episodes": "\n".join(record.episodes),
             "cut": "\n".join(f"{cut.episode}: {cut.text}" for cut in record.cut),
             "not read": "\n".join(f"{', '.join(skip.episodes)}: {skip.reason}" for skip in record.skipped),
+            "asked by": record.way,
             "prompt": record.prompt,
             "answer": record.answer,
+            "note": record.note,
         }
         edits = {f"edit {number}": _outcome(outcome) for number, outcome in enumerate(record.outcomes, 1)}
         self._fields(record, fields | edits)
@@ -232,8 +242,10 @@ def _lesson_row(lesson: Lesson) -> tuple[Any, ...]:
 def _status(lesson: Lesson) -> str:
     notes = (
         (lesson.pinned, "pinned"),
+        (lesson.always, "always"),
         (not lesson.supported, "unsupported"),
         (lesson.needs_review, "review"),
+        (bool(lesson.held), "of one task"),
     )
     return " ".join([lesson.status, *(word for said, word in notes if said)])
 
@@ -253,7 +265,9 @@ def _time(at: datetime) -> str:
 
 def _outcome(outcome: EditOutcome) -> str:
     verdict = "accepted" if outcome.accepted else "rejected"
-    return " ".join(part for part in (verdict, outcome.edit.op, outcome.lesson_id, outcome.reason) if part)
+    head = " ".join(part for part in (verdict, outcome.edit.op, outcome.lesson_id, outcome.reason) if part)
+    said = " - ".join(part for part in (outcome.edit.when, outcome.edit.do) if part)
+    return f"{head}\n{said}" if said else head
 
 
 def _report_row(report: ReflectionReport) -> tuple[Any, ...]:

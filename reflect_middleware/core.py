@@ -21,7 +21,7 @@ from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane, once
-from reflect_middleware.namespaces import principal_of
+from reflect_middleware.namespaces import NamespaceRule, principal_of
 from reflect_middleware.options import Options
 from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
@@ -30,7 +30,7 @@ from reflect_middleware.render import task_text
 from reflect_middleware.retention import Housekeeper
 from reflect_middleware.session import Plan, Session, Spec
 from reflect_middleware.slot import here as practised
-from reflect_middleware.types import Preview
+from reflect_middleware.types import Namespace, Preview
 
 logger = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0
@@ -41,15 +41,19 @@ tracks: ContextVar[tuple[list[Session], ...]] = ContextVar("reflect_tracks", def
 class Core:
     """The inner side of a Reflection."""
 
+    parts_class, finder_class, keeper_class = Parts, Finder, Keeper
+    frozen = ""
+    """The file of lessons that it serves, and nothing else; empty for a Reflection that learns."""
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.closed = False
         self.rules = {options.rule}
         """How the namespaces of all its agents are found."""
-        self.parts = Parts(self)
+        self.parts = self.parts_class(self)
         self.counters = Counters(self._write_counts)
-        self.finder = Finder(self)
-        self.keeper = Keeper(self)
+        self.finder = self.finder_class(self)
+        self.keeper = self.keeper_class(self)
         self.housekeeper = Housekeeper(self)
         self.calls = Lane("calls", threads=4)
         """For the async twins: apart from retrieval, whose threads a hanging embedder may hold."""
@@ -86,6 +90,7 @@ class Core:
         return Preview(
             task=plan.task,
             namespace=plan.namespace,
+            read=plan.read,
             block=choice.block,
             tokens=choice.tokens,
             lessons=choice.considered,
@@ -110,6 +115,12 @@ class Core:
             logger.warning("reflect: %s failed, the run goes on without it: %s%s", where, words(error), again)
             logger.debug("reflect: where %s failed", where, exc_info=error)
         self.counters.add(where, text)
+
+    def warn_once(self, agent: str, text: str) -> None:
+        """Warn, once for each agent or matter."""
+        if agent not in self._warned:
+            self._warned.add(agent)
+            logger.warning("reflect: %s", text)
 
     def drain(self, timeout: float | None) -> bool:
         """Wait for records, rewards and due reflections; False if `timeout` seconds passed first.
@@ -180,7 +191,7 @@ class Core:
         namespace, why = spec.rule.resolve(config, context, spec.agent, principal)
         if namespace is None:
             self.counters.add(REFUSED, f"{spec.agent!r}: {why}")
-            self._warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
+            self.warn_once(spec.agent, f"no lessons and nothing learned for {spec.agent!r}: {why}")
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
@@ -190,6 +201,7 @@ class Core:
         return Plan(
             spec=spec,
             namespace=namespace,
+            read=self._read(spec, namespace, lambda rule: rule.resolve(config, context, spec.agent, principal)),
             task=self._task(spec, graph_input),
             graph_input=graph_input,
             thread_id=str(configurable.get("thread_id") or ""),
@@ -207,6 +219,24 @@ class Core:
             attempt=attempt,
             slot=slot,
         )
+
+    def _read(
+        self, spec: Spec, own: Namespace, resolve: Callable[[NamespaceRule], tuple[Namespace | None, str]]
+    ) -> tuple[Namespace, ...]:
+        """The namespaces that a run reads beside its own; one that has no name here is left out, the run goes on."""
+        found: dict[Namespace, None] = {}
+        for number, rule in enumerate(spec.read):
+            try:
+                namespace, why = resolve(rule)
+            except Exception as error:  # noqa: BLE001 - the user's callable; the run goes on with what else it reads
+                self.failed("read", error)
+                continue
+            if namespace is None:
+                said = f"{spec.agent!r} runs without the lessons of read={rule.parts!r}: {why}"
+                self.warn_once(f"{spec.agent} reads {number}", said)
+            elif namespace != own:
+                found[namespace] = None
+        return tuple(found)
 
     def _task(self, spec: Spec, graph_input: Any) -> str:
         if isinstance(graph_input, Command):
@@ -231,11 +261,6 @@ class Core:
             return str(clean(text))
         except Exception:  # noqa: BLE001 - the user's callable, whose own failure this may be
             return text.partition(":")[0]
-
-    def _warn_once(self, agent: str, text: str) -> None:
-        if agent not in self._warned:
-            self._warned.add(agent)
-            logger.warning("reflect: %s", text)
 
 
 def off() -> bool:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from reflect_middleware.alike import union, weakest
+from reflect_middleware.checks import contradicted, one_tasks_own, told_already
 from reflect_middleware.desk import Change, Desk, Limits, Plan
 from reflect_middleware.evidence import episode_text, found, quoted
+from reflect_middleware.particular import Tasks
 from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, LessonStatus
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ def curate(
     clock: Callable[[], datetime],
     more: Mapping[str, int] | None = None,
 ) -> Plan:
-    """Decide about each edit, in order. Equal arguments give an equal plan, ids of new lessons included.
+    """Decide about each edit, additions last, so that what an answer retires does not stand in the way of what it adds.
+
+    Equal arguments give an equal plan, ids of new lessons included.
 
     Args:
         edits: As the reflector proposed them, by handles.
@@ -66,14 +70,20 @@ def curate(
     desk = Desk(
         batch.namespace, existing, vectors, threshold=limits.duplicate, by=reflection_id, at=clock(), more=more or {}
     )
-    judge = _Judge(batch=batch, desk=desk, limits=limits, by_hand=approval == "human")
-    outcomes = [judge.outcome(number, edit) for number, edit in enumerate(edits)]
-    outcomes = _keep_cap(desk, limits.lessons, outcomes)
+    judge = _Judge(batch=batch, tasks=Tasks(batch.episodes), desk=desk, limits=limits, by_hand=approval == "human")
+    order = sorted(range(len(edits)), key=lambda number: edits[number].op == "add")
+    judged = {number: judge.outcome(number, edits[number]) for number in order}
+    outcomes = _keep_cap(desk, limits.lessons, [judged[number] for number in range(len(edits))])
     return Plan(changes=desk.changes(), outcomes=tuple(outcomes))
 
 
 class _RefusedError(Exception):
     """This edit changes nothing; the message is the reason."""
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+        """Whether it would be refused again, whatever the evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +102,8 @@ class _Case:
     def unsupported(self) -> str:
         """What is wrong with its quote."""
         where = ", ".join(self.edit.episodes) or "any episode"
-        return f"its quote is not in {where}" if self.because else "it quotes no evidence"
+        wanted = "copy the exact words of a result, error, comment or correction"
+        return f"its quote is not in {where}; {wanted}" if self.because else f"it quotes no evidence; {wanted}"
 
     def demand_support(self) -> None:
         if not self.supported:
@@ -115,6 +126,7 @@ class _Judge:
     """Decides about one edit after the other and lays what is accepted on the desk."""
 
     batch: Batch
+    tasks: Tasks
     desk: Desk
     limits: Limits
     by_hand: bool
@@ -123,12 +135,14 @@ class _Judge:
     def outcome(self, number: int, edit: Edit) -> EditOutcome:
         """Apply one edit, or say why not."""
         if number >= self.limits.edits:
-            return EditOutcome(edit=edit, accepted=False, reason=f"an answer may have {self.limits.edits} edits")
+            return EditOutcome(
+                edit=edit, accepted=False, reason=f"an answer may have {self.limits.edits} edits at most"
+            )
         act = {"add": self._add, "edit": self._edit, "merge": self._merge, "retire": self._retire}[edit.op]
         try:
             lesson, reason = act(self._case(number, edit))
         except _RefusedError as refused:
-            return EditOutcome(edit=edit, accepted=False, reason=str(refused))
+            return EditOutcome(edit=edit, accepted=False, reason=str(refused), lasting=refused.lasting)
         return EditOutcome(edit=edit, accepted=True, reason=reason, lesson_id=lesson.id)
 
     def _case(self, number: int, edit: Edit) -> _Case:
@@ -157,12 +171,13 @@ class _Judge:
         """The lesson a handle stands for, if this answer may change it."""
         read = self.batch.lesson_handles.get(handle)
         if read is None:
-            raise _RefusedError(f"there is no lesson {handle}")
+            known = ", ".join(self.batch.lesson_handles) or "none"
+            raise _RefusedError(f"there is no lesson {handle}; there are: {known}")
         lesson = self.desk.before.get(read.id)
         if lesson is None or lesson.version != read.version:
             raise _RefusedError(f"lesson {handle} was changed or retired while the reflector read it")
         if lesson.pinned:
-            raise _RefusedError(f"lesson {handle} is pinned")
+            raise _RefusedError(f"lesson {handle} is pinned: only a person changes it")
         if lesson.id in self.desk.touched:
             raise _RefusedError(f"an earlier edit of this answer changes lesson {handle}")
         return lesson
@@ -174,42 +189,65 @@ class _Judge:
             if not text:
                 raise _RefusedError(f'"{name}" is empty')
             if len(text) > most:
-                raise _RefusedError(f'"{name}" has {len(text)} characters; at most {most} are allowed')
+                problem = f'"{name}" has {len(text)} characters; at most {most} are allowed'
+                raise _RefusedError(problem, lasting=True)
         return when, do
 
     def _refuse_twin(self, text: str, own: Sequence[Lesson]) -> None:
         twin = self.desk.twin(text, apart_from=own)
         if twin:
-            raise _RefusedError(f"it would say the same as lesson {twin.id}")
+            raise _RefusedError(f"it would say the same as lesson {twin.id}: merge the two instead")
+
+    def _refuse_needless(self, case: _Case, when: str, do: str, own: Sequence[Lesson] = ()) -> None:
+        """Refuse what the agent is told anyway, and what contradicts a lesson that stands."""
+        sources = [episode for episode in self.batch.episodes if episode.id in case.sources]
+        others = [lesson for lesson in self.desk.after.values() if lesson not in own]
+        told = "" if do in (lesson.do for lesson in own) else told_already(do, sources)
+        for reason in (told, contradicted(when, do, others)):
+            if reason:
+                raise _RefusedError(reason, lasting=True)
+
+    def _refuse_new_values(self, when: str, do: str, old: Sequence[Lesson]) -> None:
+        """A lesson that stands gets no value of one task: it would lose what makes it useful."""
+        _, reason = one_tasks_own(when, do, self.batch, self.tasks, old="\n".join(lesson.text for lesson in old))
+        if reason:
+            raise _RefusedError(reason, lasting=True)
 
     def _add(self, case: _Case) -> tuple[Lesson, str]:
         if not case.edit.episodes:
-            raise _RefusedError("it names no episode")
+            raise _RefusedError("it names no episode; name those that show it, such as E1")
         when, do = self._texts(case)
         twin = self.desk.twin(f"{when}: {do}")
         if twin:
             return self._confirm(twin, case)
-        reason = "" if case.supported else f"kept as a candidate: {case.unsupported}"
-        return self._new(case, when, do, sources=case.sources), reason
+        self._refuse_needless(case, when, do)
+        held, own = one_tasks_own(when, do, self.batch, self.tasks)
+        why = "; ".join(filter(None, ("" if case.supported else case.unsupported, own)))
+        return self._new(case, when, do, sources=case.sources, held=held), why and f"kept as a candidate: {why}"
 
     def _confirm(self, twin: Lesson, case: _Case) -> tuple[Lesson, str]:
         """An addition that is known already: its episodes are further evidence for the standing lesson."""
         sources = union(twin.sources, case.sources)
-        proven = case.supported and not twin.supported
+        held = self._still_held(twin, twin.text)
+        proven = case.supported and (not twin.supported or held != twin.held)
         if twin.pinned or (sources == twin.sources and not proven):
             raise _RefusedError(f"already known: lesson {twin.id}")
         if not case.supported:
             raise _RefusedError(f"already known: lesson {twin.id}, and {case.unsupported}")
         reason = f"merged into lesson {twin.id}"
         if proven:
-            status = self._promoted(twin)
-            changed = self.desk.change(twin, sources=sources, because=case.because, supported=True, status=status)
-            return changed, reason
+            news = {"because": case.because, "supported": True, "held": held, "status": self._promoted(twin, held)}
+            return self.desk.change(twin, sources=sources, **news), reason
         return self.desk.change(twin, sources=sources), reason
 
-    def _promoted(self, lesson: Lesson) -> LessonStatus:
-        """A candidate that only lacked evidence becomes active with it, unless a person decides."""
-        return lesson.status if lesson.supported or self.by_hand else "active"
+    def _still_held(self, lesson: Lesson, text: str) -> tuple[str, ...]:
+        """The values for which a lesson waits, if it must still wait with this text."""
+        return lesson.held if self.tasks.still_particular(text, lesson.held) else ()
+
+    def _promoted(self, lesson: Lesson, held: tuple[str, ...]) -> LessonStatus:
+        """A candidate that waited for evidence or general words becomes active with them, unless a person decides."""
+        waited = not lesson.supported or bool(lesson.held)
+        return "active" if waited and not held and not self.by_hand else lesson.status
 
     def _edit(self, case: _Case) -> tuple[Lesson, str]:
         old = case.only_lesson()
@@ -219,17 +257,22 @@ class _Judge:
             raise _RefusedError("it changes nothing")
         case.demand_support()
         self._refuse_twin(f"{when}: {do}", case.lessons)
+        self._refuse_needless(case, when, do, case.lessons)
+        self._refuse_new_values(when, do, case.lessons)
+        held = self._still_held(old, f"{when}: {do}")
         if self.by_hand:
             self.desk.touched.add(old.id)
-            return self._new(case, when, do, sources=sources, replaces=(old.id,)), "waits as a candidate"
+            waiting = self._new(case, when, do, sources=sources, replaces=(old.id,), held=held, always=old.always)
+            return waiting, "waits as a candidate"
         changed = self.desk.change(
             old,
             when=when,
             do=do,
             because=case.because,
             sources=sources,
-            status=self._promoted(old),
+            status=self._promoted(old, held),
             supported=True,
+            held=held,
             needs_review=False,
         )
         return changed, ""
@@ -241,8 +284,14 @@ class _Judge:
         when, do = self._texts(case)
         case.demand_support()
         self._refuse_twin(f"{when}: {do}", parents)
+        self._refuse_new_values(when, do, parents)
+        if held := union(*(self._still_held(parent, f"{when}: {do}") for parent in parents)):
+            raise _RefusedError(
+                f"it keeps what belongs to one task only: {', '.join(held)}; leave it out", lasting=True
+            )
         sources = union(*(parent.sources for parent in parents), case.sources)
-        merged = self._new(case, when, do, sources=sources, replaces=tuple(parent.id for parent in parents))
+        always, replaces = any(parent.always for parent in parents), tuple(parent.id for parent in parents)
+        merged = self._new(case, when, do, sources=sources, replaces=replaces, always=always)
         if self.by_hand:
             self.desk.touched.update(merged.replaces)
             return merged, "waits as a candidate"
@@ -256,14 +305,22 @@ class _Judge:
         lesson = case.only_lesson()
         case.demand_support()
         if self.by_hand:
-            raise _RefusedError(f"needs a person: lessons.retire({lesson.id!r})")
+            raise _RefusedError(f"needs a person: lessons.retire({lesson.id!r})", lasting=True)
         return self.desk.change(lesson, status="retired"), ""
 
     def _new(
-        self, case: _Case, when: str, do: str, *, sources: tuple[str, ...], replaces: tuple[str, ...] = ()
+        self,
+        case: _Case,
+        when: str,
+        do: str,
+        *,
+        sources: tuple[str, ...],
+        replaces: tuple[str, ...] = (),
+        held: tuple[str, ...] = (),
+        always: bool = False,
     ) -> Lesson:
-        """A new lesson: active, or a candidate where a person decides or the evidence is missing."""
-        waits = self.by_hand or not case.supported
+        """A new lesson: active, or a candidate where a person decides, evidence is missing, or it fits one task."""
+        waits = self.by_hand or not case.supported or bool(held)
         if waits and self.desk.count("candidate") >= self.limits.lessons:
             raise _RefusedError(f"{self.limits.lessons} candidates wait already: approve or retire some")
         return self.desk.make(
@@ -276,6 +333,8 @@ class _Judge:
                 status="candidate" if waits else "active",
                 sources=sources,
                 supported=case.supported,
+                held=held,
+                always=always,
                 replaces=replaces,
                 created_by=self.desk.by,
                 created_at=self.desk.at,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from reflect_middleware.cadence import Backlog, Cadence
 from reflect_middleware.errors import ConfigurationError, LedgerError
-from reflect_middleware.types import EpisodeStatus, Namespace
+from reflect_middleware.types import Episode, EpisodeStatus, Namespace
 
 BACK_OFF = (5.0, 600.0)
 """Seconds after a failed reflection before the namespace is tried again: doubled each time, from and to."""
@@ -65,14 +65,19 @@ def rest_after(failures: int) -> float:
     return min(first * 2.0 ** min(failures - 1, 60), most)
 
 
-def counts(status: EpisodeStatus, episode_id: str, *, rewarded: bool, sample: float) -> bool:
+def lot(episode: Episode, seed: int | None) -> str:
+    """What an episode draws with: its id, or under a seed what it did, because ids differ from run to run."""
+    return episode.id if seed is None else f"{seed}\n{episode.task}\n{episode.output}"
+
+
+def counts(status: EpisodeStatus, lot: str, *, rewarded: bool, sample: float) -> bool:
     """Whether an ended episode counts towards K: a share of the successes that nobody has judged, and all others.
 
-    The same episode always draws the same number, whoever asks.
+    The same lot always draws the same number, whoever asks.
     """
     if status != "completed" or rewarded or sample >= 1:
         return True
-    drawn = hashlib.blake2b(episode_id.encode(), digest_size=8).digest()
+    drawn = hashlib.blake2b(lot.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(drawn, "big") < sample * 2**64
 
 

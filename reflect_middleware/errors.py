@@ -6,7 +6,15 @@ Each message says what happened, with which value, what is allowed, and what to 
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+PROBLEMS = 50
+"""Most problems that one message names."""
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
 
 
 class ReflectError(Exception):
@@ -50,6 +58,53 @@ class LessonStateError(ReflectError, ValueError):
 
 class LessonTextError(ReflectError, ValueError):
     """A lesson's text is empty or too long."""
+
+
+class LessonCapError(ReflectError, ValueError):
+    """A change would leave more lessons of a namespace standing than `max_lessons`; nothing was written."""
+
+    def __init__(self, status: str, count: int, most: int) -> None:
+        super().__init__(
+            f"This would make {count} {status} lessons; allowed: max_lessons={most}, of each namespace."
+            " Retire some, take fewer, or raise max_lessons."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is wrong with one line of a file of lessons."""
+
+    line: int
+    """From 1; 0 for the file as a whole."""
+    field: str
+    value: Any
+    allowed: str
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.field} is {_short.repr(self.value)}; allowed: {self.allowed}"
+
+
+class LessonFileError(ReflectError, ValueError):
+    """A file of lessons cannot be used, or not be written; nothing was changed."""
+
+    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        """What is wrong, line by line."""
+        shown = [str(problem) for problem in problems[:PROBLEMS]]
+        if more := len(problems) - len(shown):
+            shown.append(f"and {more} more")
+        super().__init__("\n  ".join([f"{where} cannot be used, and nothing was changed:", *shown]))
+
+
+class FrozenError(ReflectError, RuntimeError):
+    """A frozen Reflection serves a file of lessons: it records, learns and changes nothing."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(
+            f"This Reflection is frozen: it serves {file} and has no ledger. Change the lessons where they are learned,"
+            " export them, and build it anew from the new file."
+        )
 
 
 class EpisodeNotFoundError(ReflectError, LookupError):

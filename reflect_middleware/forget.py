@@ -99,7 +99,7 @@ def remains(
     because = "" if quoted or only_there.repeated_in(lesson.because) else lesson.because
     if (sources, because) == (lesson.sources, lesson.because):
         return lesson
-    words = {"sources": sources, "because": because, "supported": lesson.supported and bool(because)}
+    words = {"sources": sources, "because": because, "supported": lesson.supported and bool(because), "held": ()}
     return lesson.model_copy(update={**words, "needs_review": True, "created_by": _author(lesson, versions, own=own)})
 
 

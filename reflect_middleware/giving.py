@@ -25,6 +25,9 @@ def give(core: Core, target: Any, thread_id: str | None, namespace: Namespace | 
     Raises:
         TargetError: If the target names no run, or several that gave the same result.
     """
+    if core.frozen:  # the same program judges its runs where it learns and where it serves what was learned
+        core.warn_once("reward", f"rewards are ignored: {core.frozen} is served frozen, and nothing is recorded")
+        return
     reward = core.keeper.cleaned(given)
     waits: list[str] = []
 

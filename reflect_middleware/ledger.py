@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from reflect_middleware.database import Database
+from reflect_middleware.embedders_table import EmbedderTable
 from reflect_middleware.episodes_table import EpisodeTable
 from reflect_middleware.forget_table import ForgetTable
 from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
+from reflect_middleware.moves_table import MoveTable
 from reflect_middleware.practice_table import PracticeTable
 from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.retention_table import RetentionTable
@@ -32,6 +34,8 @@ class Ledger:
         self.forget = ForgetTable(self.database, self.lessons)
         self.work = WorkTable(self.database)
         self.health = HealthTable(self.database)
+        self.embedders = EmbedderTable(self.database)
+        self.moves = MoveTable(self.database)
 
     def close(self) -> None:
         """Close this process's connections for good."""

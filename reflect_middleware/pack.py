@@ -14,6 +14,7 @@ from reflect_middleware.prompts import (
     AS_GIVEN,
     BEST_FIRST,
     EARLIER_TURNS,
+    HELD,
     LEFT_OUT,
     LESSONS_SO_FAR,
     NO_LESSONS,
@@ -64,6 +65,7 @@ def _standing(lesson: Lesson) -> str:
         earned = "" if lesson.shown_reward is None else f" with mean reward {lesson.shown_reward:.3g}"
         marks.append(f"shown in {lesson.shown}{earned}")
     marks += ["pinned: leave it"] if lesson.pinned else []
+    marks += [HELD.format(values=", ".join(lesson.held))] if lesson.held else []
     marks += ["look again: a reward came after it was learned"] if lesson.needs_review else []
     return ", ".join(marks)
 

@@ -54,6 +54,8 @@ class Noted:
     error: BaseException | str | None = None
     ended: float | None = None
     usage: tuple[int, int] = (0, 0)
+    tools: Any = None
+    """What the tools that a model could call say of themselves."""
 
 
 @dataclass(slots=True)
@@ -147,6 +149,7 @@ class Recorder(_Handler):
         """A chat model is called."""
         name = str((metadata or {}).get("ls_model_name") or kwargs.get("name") or "")
         self._start("model", name, [m for batch in messages for m in batch], run_id, metadata)
+        self.steps[run_id].tools = (kwargs.get("invocation_params") or {}).get("tools")
 
     def on_llm_start(
         self,

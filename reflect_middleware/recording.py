@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage, SystemMessage
 
+from reflect_middleware.briefing import briefing
 from reflect_middleware.episodes_table import Record
 from reflect_middleware.record import Noted, Recorder, message_key
 from reflect_middleware.render import (
@@ -25,6 +26,9 @@ from reflect_middleware.session import Plan, Session
 from reflect_middleware.types import Episode, EpisodeStatus, Step
 
 Redact = Callable[[str], str] | None
+
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens"}
 
 
 def record_of(
@@ -62,6 +66,8 @@ def record_of(
         "metadata": _metadata(plan.metadata, clean),
         "status": status,
         "error": _described(error, clean) if status == "failed" else "",
+        "instructions": briefing(list(recorder.steps.values()), session.block, clean)
+        or (earlier.instructions if earlier else ""),
         "trajectory": (*(earlier.trajectory if earlier else ()), *again, *steps),
         "exposures": session.choice.exposures,
         "ended_at": None if interrupted else ended,
@@ -87,6 +93,7 @@ def _begun(session: Session, clean: Callable[[str], str]) -> dict[str, Any]:
         "parent_id": plan.parent_id,
         "agent": plan.spec.agent,
         "namespace": plan.namespace,
+        "read": plan.read,
         "thread_id": plan.thread_id,
         "principal": plan.principal,
         "task": clean(plan.task),
@@ -153,7 +160,19 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
         input_tokens=noted.usage[0],
         output_tokens=noted.usage[1],
+        truncated=noted.kind == "model" and _truncated(noted.output),
     )
+
+
+def _truncated(output: Any) -> bool:
+    """Whether a model's answer ends because of a limit of tokens, as providers say it."""
+    last = output[-1] if isinstance(output, list) and output else None
+    told = vars(last).get("response_metadata") if is_a(last, BaseMessage) else None
+    if not told:
+        return False
+    details = told.get("incomplete_details")
+    reasons = [told.get(name) for name in _REASONS] + [details.get("reason") if isinstance(details, dict) else None]
+    return any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
 
 
 def _given(value: Any, seen: set[Any]) -> Any:

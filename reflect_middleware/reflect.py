@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from reflect_middleware.answer import parse_answer
+from reflect_middleware.answer import parse_answer, read_answers
+from reflect_middleware.asking import Asking, said, was_cut
 from reflect_middleware.batch import Batch
 from reflect_middleware.errors import ReflectorError
 from reflect_middleware.pack import Count, Packed, approximate_tokens, pack, render
-from reflect_middleware.prompts import EXAMPLE, EXAMPLE_ANSWER, INSTRUCTIONS, RETRY, answer_schema, system_text
+from reflect_middleware.prompts import CUT_OFF, EXAMPLE, EXAMPLE_ANSWER, INSTRUCTIONS, RETRY, answer_schema, system_text
 from reflect_middleware.reading import Reader, Reading
 from reflect_middleware.segments import MOST_SEGMENTS, too_long
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import BaseMessage
-    from langchain_core.runnables import RunnableConfig
 
     from reflect_middleware.types import Cut, Edit, Skipped
 
@@ -43,6 +42,8 @@ class Answer:
     """The model's own words; both answers if it was asked again."""
     input_tokens: int = 0
     output_tokens: int = 0
+    way: str = ""
+    """How the model was asked, as in `ReflectionRecord.way`."""
     note: str = ""
     """What was wrong with the answer, e.g. edits that could not be read; empty if nothing."""
     cut: tuple[Cut, ...] = ()
@@ -68,7 +69,11 @@ class UnusableAnswerError(ReflectorError):
 
 
 class ModelReflector:
-    """Reflects with a chat model: structured output where it has it, else JSON in text, asked again once.
+    """Reflects with a chat model, asked again once where its answer cannot be used.
+
+    It is asked for structured output by the method that its package prefers, else by `json_schema`, `function_calling`
+    or `json_mode` as far as the package names them, else for JSON in text, at last in one message without roles. What
+    failed while a later way worked is not tried again.
 
     Args:
         model: A chat model, or a callable that builds one on first use.
@@ -78,6 +83,7 @@ class ModelReflector:
         segments: Most calls of one reflection that read long trajectories part by part and take notes, from 0. It does
             so for an episode longer than the prompt that shows less than a tenth of it. A batch's `tokens_left` may
             allow fewer.
+        seed: Given to a model whose class has a field for one, unless it is set already.
     """
 
     def __init__(
@@ -88,8 +94,10 @@ class ModelReflector:
         count_tokens: Count = approximate_tokens,
         prompt: str | None = None,
         segments: int = MOST_SEGMENTS,
+        seed: int | None = None,
     ) -> None:
         self._given = model
+        self._seed = seed
         self._budget = budget_tokens
         self._count = count_tokens
         self._instructions = INSTRUCTIONS if prompt is None else prompt
@@ -100,6 +108,11 @@ class ModelReflector:
         """The model, built on first use."""
         given: Any = self._given
         return cast("BaseChatModel", given if hasattr(given, "invoke") else given())
+
+    @cached_property
+    def asking(self) -> Asking:
+        """The model with what is known of how it can be asked."""
+        return Asking(self.model, self._seed)
 
     def question(self, batch: Batch) -> tuple[str, str]:
         """The system and the user text of the prompt for this batch; a worked example stands between them."""
@@ -123,7 +136,9 @@ class ModelReflector:
         if packed.skipped and not packed.handles:
             return Answer(skipped=packed.skipped)
         reader = Reader(budget=self._budget, count=self._count, most=self._segments)
-        reading = reader.read(batch, too_long(packed.cut, len(packed.text)), self._invoke)
+        reading = reader.read(
+            batch, too_long(packed.cut, len(packed.text)), lambda messages: self.reply(messages, None)
+        )
         if reading.notes:
             system, packed = self._packed(batch, reading)
         try:
@@ -132,9 +147,6 @@ class ModelReflector:
             error.answer = self._account(error.answer, packed, reading)
             raise
         return self._account(answer, packed, reading)
-
-    def _invoke(self, messages: list[BaseMessage]) -> BaseMessage:
-        return self.model.invoke(messages, config=_config())
 
     def _account(self, answer: Answer, packed: Packed, reading: Reading) -> Answer:
         """The answer with what the prompt lacks, and with what was asked, said and used in reading before it."""
@@ -162,22 +174,25 @@ class ModelReflector:
         schema = answer_schema(packed.handles, batch.lesson_handles)
         first = self._ask(messages, schema, Answer(prompt=f"{system}\n\n{EXAMPLE}\n\n{EXAMPLE_ANSWER}\n\n{text}"))
         if first.edits or not first.note:
+            self.asking.note(first.way, readable=True)
             return first
         again = RETRY.format(problems=first.note)
         messages += [AIMessage(first.raw or "(no text)"), HumanMessage(again)]
         second = self._ask(messages, None, replace(first, prompt=f"{first.prompt}\n\n{again}"))
         if second.edits or not second.note:
+            self.asking.note(first.way, readable=False)
             return second
         raise UnusableAnswerError(second.note, second)
 
     def _ask(self, messages: list[BaseMessage], schema: dict[str, Any] | None, so_far: Answer) -> Answer:
         """One question; its answer is added to what came before."""
         try:
-            reply = self._structured(messages, schema) or self.model.invoke(messages, config=_config())
+            reply, way = self.asking.ask(messages, schema)
         except Exception as error:
             raise UnusableAnswerError(_raised(error), so_far) from error
-        raw = answer_text(reply)
-        edits, problems = parse_answer(raw)
+        texts = said(reply)
+        edits, problems = read_answers(texts)
+        raw = "\n".join(texts)
         usage = getattr(reply, "usage_metadata", None) or {}
         return replace(
             so_far,
@@ -185,32 +200,14 @@ class ModelReflector:
             raw=f"{so_far.raw}{RETRY_MARK}{raw}" if so_far.raw else raw,
             input_tokens=so_far.input_tokens + int(usage.get("input_tokens") or 0),
             output_tokens=so_far.output_tokens + int(usage.get("output_tokens") or 0),
-            note="; ".join(problems),
+            way=way,
+            note="; ".join([*problems, *([CUT_OFF] if problems and was_cut(reply) else [])]),
         )
 
-    def _structured(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> BaseMessage | None:
-        """The reply under the schema; None where the model, its server or this call cannot do that."""
-        if schema is None:
-            return None
-        try:
-            result = self.model.with_structured_output(schema, include_raw=True).invoke(messages, config=_config())
-        except Exception:  # noqa: BLE001 - how "unsupported" is said differs by provider; the plain call tells the rest
-            return None
-        raw = result.get("raw") if isinstance(result, dict) else None
-        return cast("BaseMessage | None", raw)
+    def reply(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> BaseMessage:
+        """The model's reply, under the schema where it has structured output."""
+        return self.asking.ask(messages, schema)[0]
 
 
 def _raised(error: Exception) -> str:
     return f"its model raised {type(error).__name__}: {error}"
-
-
-def answer_text(message: BaseMessage) -> str:
-    """The words of a reply; the arguments of its tool calls where structured output came as one."""
-    calls = getattr(message, "tool_calls", None) or []
-    said = str(message.text).strip()
-    return said if said and not calls else "\n".join(json.dumps(call["args"], ensure_ascii=False) for call in calls)
-
-
-def _config() -> RunnableConfig:
-    """No parent's callbacks: the reflector's tokens must never enter the user's stream."""
-    return {"callbacks": [], "run_name": "reflect", "tags": ["reflect"], "metadata": {}}

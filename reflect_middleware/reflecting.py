@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from reflect_middleware import nearby, telemetry
@@ -20,12 +21,15 @@ from reflect_middleware.forks import gate
 from reflect_middleware.groups import side_by_side, to_compare
 from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerError
 from reflect_middleware.reflections_table import Claim
+from reflect_middleware.refusals import LOOKED_AT, refused_before
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
+from reflect_middleware.weigh import joined, weighed
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
     from reflect_middleware.core import Core
+    from reflect_middleware.desk import Change
     from reflect_middleware.store import Vector
     from reflect_middleware.types import Episode
 
@@ -55,10 +59,14 @@ class Reflecting:
                 with self._holding(claim):
                     batch = self._batch(claim)
                     record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
-                    answer = self._ask(batch)
+                    batch, answer = weighed(self.core, claim.id, batch, self._default_reflector)
+                    answer = joined(answer, self._ask(batch))
                     report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
-                answer, failure = error.answer if isinstance(error, UnusableAnswerError) else answer, error
+                answer, failure = (
+                    joined(answer, error.answer) if isinstance(error, UnusableAnswerError) else answer,
+                    error,
+                )
                 report = self._failed(claim, _filled(record, answer, clock), error)
             workflow.end(report, answer, failure)
         self._tell(report)
@@ -76,14 +84,14 @@ class Reflecting:
     def _batch(self, claim: Claim) -> Batch:
         table = self.core.parts.ledger.episodes
         episodes = table.many(claim.episodes)
-        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=5)
+        recent = self.core.parts.ledger.reflections.find(claim.namespace, limit=LOOKED_AT)
         related = nearby.related(self.core.parts, claim.namespace, episodes)
         batch = Batch(
             namespace=claim.namespace,
             episodes=episodes,
             lessons=related,
             earlier=table.rewards({source for lesson in related if lesson.needs_review for source in lesson.sources}),
-            rejected=tuple(o for past in recent for o in past.outcomes if not o.accepted)[:10],
+            rejected=refused_before(recent, related),
             vectors=self._task_vectors(episodes),
             tokens_left=self.core.parts.ledger.work.tokens_left(self.options.quota),
             released=lambda: claim.id in self._given_up,
@@ -115,6 +123,7 @@ class Reflecting:
                     budget_tokens=self.options.reflector_budget,
                     count_tokens=self.options.count_tokens,
                     prompt=self.options.prompt,
+                    seed=self.options.seed,
                 )
             return self._model_reflector
 
@@ -162,6 +171,7 @@ class Reflecting:
         table, tries = self.core.parts.ledger.reflections, 0
         while True:
             plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
+            plan = replace(plan, changes=self._findable(plan.changes)) if embedder else plan
             record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
             try:
                 done = table.commit(
@@ -204,6 +214,16 @@ class Reflecting:
         except ReflectError as error:
             self.core.failed("embed", error)
             return {}, ""
+
+    def _findable(self, changes: Sequence[Change]) -> tuple[Change, ...]:
+        """The changes with the vectors by which tasks find them; where none can be made now, it is made later."""
+        texts = [change.lesson.searched for change in changes]
+        try:
+            made = self.core.parts.embedder.embed_documents(texts) if texts else []
+        except ReflectError as error:
+            self.core.failed("embed", error)
+            return tuple(replace(change, vector=None) for change in changes)
+        return tuple(replace(change, vector=vector) for change, vector in zip(changes, made, strict=True))
 
     def _failed(self, claim: Claim, record: ReflectionRecord, error: Exception) -> ReflectionReport:
         reason = f"{type(error).__name__}: {error}"
@@ -286,6 +306,7 @@ def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> Reflectio
         update={
             "prompt": answer.prompt,
             "answer": answer.raw,
+            "way": answer.way,
             "note": answer.note,
             "cut": answer.cut,
             "skipped": answer.skipped,

@@ -33,6 +33,8 @@ class Spec:
     task: Callable[[Any], str] | None
     reward: Callable[..., Any] | None
     inject: Callable[[Mapping[str, Any]], bool] | None
+    read: tuple[NamespaceRule, ...] = ()
+    """How the namespaces are found that are read beside its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Plan:
     namespace: Namespace
     task: str
     graph_input: Any
+    read: tuple[Namespace, ...] = ()
+    """Further namespaces whose lessons it may be shown; nothing is ever written to them."""
     thread_id: str = ""
     checkpoint_ns: str = ""
     principal: str = ""

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from reflect_middleware import nearby, telemetry
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import ConfigurationError, LessonStateError, LessonTextError, ReflectError
-from reflect_middleware.lanes import awaited
-from reflect_middleware.signals import carried
+from reflect_middleware.exchange import Exchange
+from reflect_middleware.lesson_file import BECAUSE_CHARS, DO_CHARS, STATUSES, WHEN_CHARS
 from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, ReflectionRecord, Retrieved, now
+from reflect_middleware.viewing import View, twin
 
 if TYPE_CHECKING:
-    from reflect_middleware.core import Core
     from reflect_middleware.purge import PurgeReport
     from reflect_middleware.store import Vector
 
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S", bound="HasCore")
-WHEN_CHARS, DO_CHARS, BECAUSE_CHARS = 200, 400, 600
-STATUSES = ("candidate", "active", "retired")
 
-
-class HasCore(Protocol):
-    """Whatever has the inner side of a Reflection."""
-
-    _core: Core
-
-
-class View:
-    """Base of the three."""
-
-    def __init__(self, core: Core, own: Callable[[Namespace | None], Namespace]) -> None:
-        self._core = core
-        self._own = own
-
-
-def twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """The async form of a method: the same, on a thread of ours."""
-
-    @functools.wraps(method)
-    async def asynchronous(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await awaited(self._core.calls.submit(carried(lambda: method(self, *args, **kwargs))))
-
-    asynchronous.__doc__ = f"Async twin of `{method.__name__}`."
-    asynchronous.__name__ = f"a{method.__name__}"
-    return cast("Callable[Concatenate[S, P], Coroutine[Any, Any, R]]", asynchronous)
-
-
-class Lessons(View):
+class Lessons(Exchange):
     """The lessons of a namespace. Every change makes a new version; none is ever lost."""
 
     def search(self, text: str, k: int = 5, *, namespace: Namespace | None = None) -> tuple[Retrieved, ...]:
@@ -83,14 +50,29 @@ class Lessons(View):
         return self._with_statistics((self._core.parts.ledger.lessons.get(lesson_id),))[0]
 
     def add(
-        self, *, when: str, do: str, because: str = "", pinned: bool = False, namespace: Namespace | None = None
+        self,
+        *,
+        when: str,
+        do: str,
+        because: str = "",
+        pinned: bool = False,
+        always: bool = False,
+        namespace: Namespace | None = None,
     ) -> Lesson:
         """Add a lesson by hand; it is active at once.
+
+        Args:
+            when: The situation in which it applies.
+            do: The advice.
+            because: The evidence.
+            pinned: Keep it as it is, whatever is learned.
+            always: Show it to every run of the namespace, whatever its task; see `docs/retrieval.md` for the bounds.
+            namespace: The Reflection's own by default.
 
         Raises:
             LessonTextError: If a text is empty or too long.
         """
-        lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned)
+        lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned, always=always)
         return self._save(lesson)[0]
 
     def edit(
@@ -101,17 +83,18 @@ class Lessons(View):
         do: str | None = None,
         because: str | None = None,
         pinned: bool | None = None,
+        always: bool | None = None,
     ) -> Lesson:
-        """Change a lesson's words; what is not given stays.
+        """Change a lesson's words, or whether it is pinned or always shown; what is not given stays.
 
         Raises:
             LessonNotFoundError: If there is none of this id.
             LessonTextError: If a text is empty or too long.
         """
         old = self._core.parts.ledger.lessons.get(lesson_id)
-        given = {"when": when, "do": do, "because": because, "pinned": pinned}
+        given = {"when": when, "do": do, "because": because, "pinned": pinned, "always": always}
         changed = {name: value for name, value in given.items() if value is not None}
-        return self._save(_next(old, **changed, needs_review=False))[0] if changed else old
+        return self._save(_next(old, **changed, needs_review=False, held=()))[0] if changed else old
 
     def approve(self, lesson_id: str) -> Lesson:
         """Make a candidate (or a retired lesson) active; what it replaces retires.
@@ -124,8 +107,9 @@ class Lessons(View):
         if old.status == "active":
             raise LessonStateError(f"Lesson {lesson_id!r} is 'active' already; nothing to approve.")
         replaced = self._core.parts.ledger.lessons.many(old.replaces) if old.status == "candidate" else ()
-        gone = [_next(x, status="retired") for x in replaced if x.status != "retired" and not x.pinned]
-        return self._save(_next(old, status="active"), *gone)[0]
+        mine = [x for x in replaced if x.namespace == old.namespace and x.status != "retired" and not x.pinned]
+        gone = [_next(x, status="retired") for x in mine]
+        return self._save(_next(old, status="active", held=()), *gone)[0]
 
     def retire(self, lesson_id: str) -> Lesson:
         """Take a lesson out of use; `approve` brings it back.
@@ -147,29 +131,6 @@ class Lessons(View):
         """
         return self._core.parts.ledger.lessons.history(lesson_id)
 
-    def rollback(self, *, to: datetime | str, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
-        """Bring a whole namespace back to how it was at a time, or as a reflection (its id) left it.
-
-        Lessons that did not exist then retire. The way back is a new version of each lesson that differs, so a
-        rollback can be rolled back.
-
-        Raises:
-            ReflectionNotFoundError: If `to` names no reflection.
-        """
-        if isinstance(to, str):
-            record = self._core.parts.ledger.reflections.get(to)
-            to = record.started_at + timedelta(seconds=record.seconds)
-        space, table = self._own(namespace), self._core.parts.ledger.lessons
-        past = table.as_of(space, to)
-        changed = []
-        for lesson in table.find(space):
-            then = past.get(lesson.id)
-            words = {"status": "retired"} if then is None else {name: getattr(then, name) for name in _WORDS}
-            wanted = _next(lesson, **words)
-            if any(getattr(wanted, name) != getattr(lesson, name) for name in _WORDS):
-                changed.append(wanted)
-        return self._save(*changed)
-
     def list(self, status: LessonStatus | None = None, *, namespace: Namespace | None = None) -> tuple[Lesson, ...]:
         """The lessons of a namespace, the oldest first, with how often each was shown.
 
@@ -182,18 +143,19 @@ class Lessons(View):
         return self._with_statistics(self._core.parts.ledger.lessons.find(self._own(namespace), status))
 
     asearch, aget, aadd, aedit, aapprove = twin(search), twin(get), twin(add), twin(edit), twin(approve)
-    aretire, ahistory, arollback, alist = twin(retire), twin(history), twin(rollback), twin(list)
+    aretire, ahistory, alist = twin(retire), twin(history), twin(list)
 
-    def _save(self, *lessons: Lesson) -> tuple[Lesson, ...]:
-        """Write the next versions of lessons, all of them or none."""
+    def _save(self, *lessons: Lesson, before: Mapping[str, int] | None = None) -> tuple[Lesson, ...]:
+        """Write the next versions of lessons, all of them or none; `before`, by id, are versions that skip some."""
         for lesson in lessons:
             checked(lesson)
         if not lessons:
             return ()
+        known = before or {}
         vectors, embedder = self._vectors(lessons)
         with telemetry.changing() as changed:
             changed.extend(
-                Change(lesson=lesson, vector=vector, expected_version=lesson.version - 1)
+                Change(lesson=lesson, vector=vector, expected_version=known.get(lesson.id, lesson.version - 1))
                 for lesson, vector in zip(lessons, vectors, strict=True)
             )
             saved = self._core.parts.ledger.lessons.save_all(changed, embedder)
@@ -204,7 +166,7 @@ class Lessons(View):
 
     def _vectors(self, lessons: tuple[Lesson, ...]) -> tuple[Sequence[Vector | None], str]:
         try:
-            texts = [lesson.text for lesson in lessons]
+            texts = [lesson.searched for lesson in lessons]
             return self._core.parts.embedder.embed_documents(texts), self._core.parts.embedder.id
         except ReflectError as error:  # they are kept, and embedded when an embedder works
             self._core.failed("embed", error)
@@ -348,7 +310,3 @@ def checked(lesson: Lesson) -> None:
 def _next(lesson: Lesson, **changed: Any) -> Lesson:
     stamp = {"version": lesson.version + 1, "created_by": "human", "updated_at": now()}
     return lesson.model_copy(update=changed | stamp)
-
-
-_WORDS = ("when", "do", "because", "status", "sources", "pinned", "supported", "replaces")
-"""What a rollback restores."""

@@ -83,7 +83,7 @@ def test_injected_lessons_are_in_no_episode_that_the_reflector_reads(one):
 
     def reflector(batch: Any) -> Any:
         batches.append(batch)
-        return json.loads(adding())["edits"]
+        return json.loads(adding(do="ask a manager first"))["edits"]
 
     reflection = one(reflector=reflector, every=1)
     seen: list[str] = []
@@ -91,14 +91,14 @@ def test_injected_lessons_are_in_no_episode_that_the_reflector_reads(one):
     graph = reflection.wrap(agent(model))
     for _ in range(2):
         graph.invoke({"messages": f"Refund order 1182: {RULE}"})
-    assert "ask a manager above 200 EUR" in seen[1], "the lesson was injected"
-    assert batches[1].lessons[0].do == "ask a manager above 200 EUR"
+    assert "ask a manager first" in seen[1], "the lesson was injected"
+    assert batches[1].lessons[0].do == "ask a manager first"
     text = render(batches[1], 10_000, approximate_tokens)
     assert "ask a manager" not in text[text.index("<episode") :]
 
 
 def test_a_lesson_is_shown_with_what_the_runs_that_had_it_earned(one):
-    model = Reflector(adding(), json.dumps({"edits": []}))
+    model = Reflector(adding(do="ask a manager first"), json.dumps({"edits": []}))
     reflection = one(testing.ScriptedChatModel(model), every=1, reward=lambda _: 0.25)
     graph = reflection.wrap(agent())
     for _ in range(2):

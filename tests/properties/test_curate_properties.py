@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -161,6 +162,32 @@ def test_garbage_never_removes_or_changes_a_lesson(proposed, known, approval, ca
 def test_an_answer_of_any_text_changes_nothing_that_stands(text, known):
     proposed, _ = parse_answer(text)
     assert all(change.expected_version == 0 for change in decide(proposed, known).changes)
+
+
+keys = st.sampled_from(["edits", "op", "episodes", "lessons", "because", "when", "do", "lesson", "action", "x"])
+leaves = (
+    st.sampled_from(["add", "edit", "merge", "retire", "delete", "E1", "L1", "L2", "all", "", *GARBAGE])
+    | st.integers()
+    | st.none()
+    | st.booleans()
+    | st.text(max_size=12)
+)
+anything = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6), max_leaves=25
+)
+wrapped = st.sampled_from(
+    ["{}", "```json\n{}\n```", "<think>{}</think>", "Sure! {} Done.", '{{"edits": {}}}', "{}}}", "[{}"]
+)
+
+
+@given(anything, wrapped, st.integers(0, 60), lessons(), approvals)
+def test_an_answer_of_any_json_whole_or_cut_changes_nothing_that_stands(value, around, cut, known, approval):
+    known = tuple(lesson.model_copy(update={"because": WORDS[0]}) for lesson in known)
+    text = around.format(json.dumps(value))
+    for answer in (text, text[: -cut or None]):
+        proposed, _ = parse_answer(answer)
+        made = decide(proposed, known, approval)
+        assert all(change.expected_version == 0 and not change.lesson.supported for change in made.changes)
 
 
 @given(mixed, lessons(), caps)

@@ -235,7 +235,7 @@ def test_no_evidence_no_change(op: str, because: str):
 def test_pinned_lessons_are_left_alone(op: str):
     handles = ("L1", "L2") if op == "merge" else ("L1",)
     made = plan(change(op, *handles, when="a", do="b"), lessons=(lesson("l", pinned=True), lesson("m")))
-    assert refusal(made) == "lesson L1 is pinned"
+    assert refusal(made) == "lesson L1 is pinned: only a person changes it"
     assert made.changes == ()
 
 
@@ -316,9 +316,9 @@ def test_with_a_person_everything_waits_and_nothing_that_stands_changes():
     )
     assert [moved.lesson.status for moved in made.changes] == ["candidate"] * 3
     assert [moved.expected_version for moved in made.changes] == [0, 0, 0]
-    assert [moved.lesson.replaces for moved in made.changes] == [(), ("l",), ("m", "n")]
-    assert made.changes[1].lesson.when == "case l"
-    assert made.changes[1].lesson.sources == ("e-old", "e-one")
+    assert [moved.lesson.replaces for moved in made.changes] == [("l",), ("m", "n"), ()]
+    assert made.changes[0].lesson.when == "case l"
+    assert made.changes[0].lesson.sources == ("e-old", "e-one")
     assert refusal(made) == "needs a person: lessons.retire('o')"
 
 
