@@ -13,6 +13,7 @@ from reflect_middleware import cli_files, cli_forget
 from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import named, opened, reported
+from reflect_middleware.cli_practice import practice
 from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import worker
@@ -54,6 +55,7 @@ lessons = typer.Typer(
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
+app.command()(practice)
 app.command()(migrate)
 app.command()(reindex)
 app.add_typer(lessons, name="lessons")

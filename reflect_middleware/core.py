@@ -29,6 +29,7 @@ from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
 from reflect_middleware.retention import Housekeeper
 from reflect_middleware.session import Plan, Session, Spec
+from reflect_middleware.slot import here as practised
 from reflect_middleware.types import Namespace, Preview
 
 logger = logging.getLogger(__name__)
@@ -194,6 +195,9 @@ class Core:
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
+        slot = practised.get()
+        if slot is not None and outer is not None:
+            slot = slot.inner
         return Plan(
             spec=spec,
             namespace=namespace,
@@ -203,8 +207,8 @@ class Core:
             thread_id=str(configurable.get("thread_id") or ""),
             checkpoint_ns=str(configurable.get("checkpoint_ns") or ""),
             principal=principal,
-            task_key=str(per_run.get("task_key") or ""),
-            reference=per_run.get("reference"),
+            task_key=(slot.task_key if slot else "") or str(per_run.get("task_key") or ""),
+            reference=slot.reference if slot and slot.reference is not None else per_run.get("reference"),
             metadata=config.get("metadata") or {},
             learn=learn,
             use_lessons=use_lessons,
@@ -213,6 +217,7 @@ class Core:
             root_run_id=_outer_run(outer, config),
             execution=execution,
             attempt=attempt,
+            slot=slot,
         )
 
     def _read(

@@ -33,6 +33,7 @@ from reflect_middleware.rewards_table import (
 from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
+from reflect_middleware.slot import HELD_OUT
 from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined, most_trusted
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
@@ -71,6 +72,8 @@ class Record:
     """What the user's message, with which it began, says of the run before it in its thread."""
     sampled: bool = True
     """False: it does not count towards K unless it has a reward, or until one comes."""
+    measured: bool = False
+    """Whether it measured what was learned: no reflection reads it."""
 
 
 class EpisodeTable:
@@ -116,7 +119,7 @@ class EpisodeTable:
             exposure.model_dump(exclude={"namespace"}) | {"episode_id": episode.id} for exposure in episode.exposures
         ]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
-        quick = not again and not record.heard and all(map(ours, record.rewards))
+        quick = not (again or record.heard or record.measured) and all(map(ours, record.rewards))
         signs = (self._judge, [row_of(episode.id, reward) for reward in record.rewards])
         if quick and self.db.append(*inserts, signs, unless=REWARDED, given={"id": episode.id}):
             return ""
@@ -132,9 +135,7 @@ class EpisodeTable:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
-            if not record.sampled:
-                judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current, ~found_by_us)
-                connection.execute(table.update().where(table.c.id == episode.id, judged).values(sampled=True))
+            _who_reads(connection, record)
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
             previous = self._before(connection, episode) if record.heard else ""
@@ -390,6 +391,16 @@ _EXPOSED = (
     .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)
     .order_by(exposures.c.position)
 )
+
+
+def _who_reads(connection: sa.Connection, record: Record) -> None:
+    """No reflection, if it measured; one all the same, if it was sampled out and has a reward."""
+    mine = table.update().where(table.c.id == record.episode.id)
+    if record.measured:
+        connection.execute(mine.values(reflection_id=HELD_OUT))
+    if not record.sampled:
+        judged = sa.exists().where(rewards.c.target == record.episode.id, rewards.c.current, ~found_by_us)
+        connection.execute(mine.where(judged).values(sampled=True))
 
 
 def _known_as(name: str) -> str:

@@ -215,16 +215,20 @@ class Keeper:
     ) -> Record:
         from reflect_middleware.recording import record_of
 
-        options, asked = self.core.options, self._reward_of(session) is not None
+        options, asked, slot = self.core.options, self._reward_of(session) is not None, session.plan.slot
         wait = options.reward_timeout if asked else options.reward_wait
+        held = slot is not None and bool(slot.alias)  # the practice asks for the reward itself, and reflects itself
+        if slot is not None and held:
+            wait, asked = slot.hold, True
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
         drawn = lot(record.episode, options.seed)
         return replace(
             record,
-            sampled=counts(status, drawn, rewarded=False, sample=options.sample),
+            sampled=held or counts(status, drawn, rewarded=False, sample=options.sample),
             rewards=seen(self.core, record.episode),
+            measured=slot is not None and slot.measured,
             heard=() if earlier else heard(self.core, session.plan),
         )
 
@@ -253,7 +257,8 @@ class Keeper:
         return earlier
 
     def _reward_of(self, session: Session) -> Callable[..., Any] | None:
-        return session.plan.spec.reward or self.core.options.reward
+        slot = session.plan.slot
+        return None if slot is not None and slot.alias else session.plan.spec.reward or self.core.options.reward
 
     def _follow_up(self, session: Session, episode: Episode, ended: float) -> None:
         """What a stored run sets off, behind the commit: who waits for that goes on first, and two threads at once."""

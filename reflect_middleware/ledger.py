@@ -9,6 +9,7 @@ from reflect_middleware.forget_table import ForgetTable
 from reflect_middleware.health_table import HealthTable
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.moves_table import MoveTable
+from reflect_middleware.practice_table import PracticeTable
 from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.retention_table import RetentionTable
 from reflect_middleware.work_table import WorkTable
@@ -28,6 +29,7 @@ class Ledger:
         self.episodes = EpisodeTable(self.database)
         self.lessons = LessonTable(self.database)
         self.reflections = ReflectionTable(self.database, self.lessons)
+        self.practice = PracticeTable(self.database)
         self.retention = RetentionTable(self.database)
         self.forget = ForgetTable(self.database, self.lessons)
         self.work = WorkTable(self.database)

@@ -22,7 +22,7 @@ from reflect_middleware.render import (
     shortened,
     shortened_and_named,
 )
-from reflect_middleware.session import Session
+from reflect_middleware.session import Plan, Session
 from reflect_middleware.types import Episode, EpisodeStatus, Step
 
 Redact = Callable[[str], str] | None
@@ -78,7 +78,9 @@ def record_of(
         checkpoint_ns=plan.checkpoint_ns,
         ready_at=None if interrupted else (ended.timestamp() + wait if wait else 0.0),
         asked=asked,
-        aliases=_unique([*recorder.message_ids, *_answers(recorder.output), name, *(step.run_id for step in steps)]),
+        aliases=_unique(
+            [*recorder.message_ids, *_answers(recorder.output), name, *(step.run_id for step in steps), *_place(plan)]
+        ),
     )
 
 
@@ -209,6 +211,11 @@ def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
 def _answers(output: Any) -> list[str]:
     """Ids of the answers in a state, for those that got theirs only there."""
     return [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
+
+
+def _place(plan: Plan) -> list[str]:
+    """The name of a practice's rollout."""
+    return [plan.slot.alias] if plan.slot is not None else []
 
 
 def _unique(items: list[str]) -> tuple[str, ...]:

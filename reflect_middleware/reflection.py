@@ -18,6 +18,7 @@ from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule, rules
 from reflect_middleware.node import reflect_node
 from reflect_middleware.operating import Operating
 from reflect_middleware.options import DEFAULT_STORE, options
+from reflect_middleware.practising import Practising
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
@@ -52,7 +53,7 @@ class Track:
         return tuple(dict.fromkeys(session.episode_id for session in self._sessions if session.plan.learn))
 
 
-class Reflection(Freezing, Operating):
+class Reflection(Freezing, Operating, Practising):
     """Makes any LangGraph agent learn from its own runs.
 
     Building it touches no file, network, model or store; all open on first use.

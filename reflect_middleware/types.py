@@ -165,7 +165,7 @@ class Episode(Frozen):
     ended_at: datetime | None = None
     """None while it is interrupted."""
     reflection_id: str = ""
-    """The committed reflection that consumed it, else empty."""
+    """The committed reflection that consumed it, else empty; `held-out` for a run of a practice that measured."""
     dead_letter: str = ""
     """Why no reflection could use it, else empty."""
 
