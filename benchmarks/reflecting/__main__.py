@@ -106,6 +106,9 @@ def played(wanted: Sequence[At], players: Players, given: argparse.Namespace) ->
         except KeyboardInterrupt:
             print("Stopped; the same command goes on from here.", flush=True)
             return
+        except Exception as error:  # noqa: BLE001 - a cell that fails is missing in the table; the others go on
+            print(f"{world}, seed {seed}, {arm}: failed: {type(error).__name__}: {error}"[:500], flush=True)
+            continue
         print(line(result), flush=True)
         yield result
 

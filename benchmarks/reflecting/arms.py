@@ -70,6 +70,8 @@ class Result:
     seed: int
     arm: str
     verdicts: Sequence[Verdict] = ()
+    shown: float = 0.0
+    """Share of the hidden rules that the practice broke: only these can be learned."""
     stated: float = 0.0
     """Share of the hidden rules that are stated, from 0 to 1."""
     fields: float = 0.0
@@ -144,6 +146,7 @@ class Cell:
         return Result(
             **about,
             verdicts=verdicts,
+            shown=len({cause for r in self.practice for cause in r.causes}) / len(self.world.rules),
             stated=stated(self.world, verdicts),
             fields=sum(r.fields[0] for r in done) / sum(r.fields[1] for r in done),
             tasks=sum(not r.causes for r in done) / len(done),
@@ -259,7 +262,9 @@ class Cell:
 
 def as_json(result: Result) -> Mapping[str, Any]:
     """A result as it is kept in a file."""
-    kept = {name: getattr(result, name) for name in ("world", "seed", "arm", "stated", "fields", "tasks", "tokens")}
+    kept = {
+        name: getattr(result, name) for name in ("world", "seed", "arm", "shown", "stated", "fields", "tasks", "tokens")
+    }
     kept |= {name: getattr(result, name) for name in ("reflections", "problem", "left_out", "useful")}
     texts = [{"text": v.text, "states": sorted(v.states), "kind": v.kind} for v in result.verdicts]
     return {**kept, "seconds": round(result.seconds, 1), "refused": list(result.refused), "texts": texts}

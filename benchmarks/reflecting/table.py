@@ -29,6 +29,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 FIGURES: dict[str, Figure] = {
+    "shown": lambda results: mean(r.shown for r in results),
     "stated": lambda results: mean(r.stated for r in results),
     **{kind: share_of(kind) for kind in KINDS},
     "fields": lambda results: mean(r.fields for r in results),
@@ -46,11 +47,11 @@ def report(results: Sequence[Result], wanted: Sequence[tuple[str, int, str]]) ->
 
 def _overall(results: Sequence[Result]) -> Iterator[str]:
     yield "All worlds: mean over the seeds ± standard deviation between seeds; % but for tokens"
-    yield f"{'':22}{'n':>4}" + "".join(f"{name:>14}" for name in FIGURES)
+    yield f"{'':22}{'n':>4}" + "".join(f"{name:>13}" for name in FIGURES)
     for arm in ARMS:
         mine = [result for result in results if result.arm == arm]
         if mine:
-            yield f"{arm:22}{len(mine):>4}" + "".join(f"{_spread(mine, name):>14}" for name in FIGURES)
+            yield f"{arm:22}{len(mine):>4}" + "".join(f"{_spread(mine, name):>13}" for name in FIGURES)
 
 
 def _spread(results: Sequence[Result], name: str) -> str:

@@ -3,12 +3,15 @@
 import json
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration
+from langchain_core.runnables import RunnableLambda
 
 from benchmarks.reflecting import __main__ as command
+from benchmarks.reflecting.agent import asked
 from benchmarks.reflecting.arms import ARMS, LANGMEM, NONE, OURS, PLAYBOOK, RAW, RULES, Cell, Result, Size
 from benchmarks.reflecting.judge import judged, stated
 from benchmarks.reflecting.players import Meter, Players
@@ -160,6 +163,7 @@ def test_all_arms_end_to_end_with_a_simulated_model(monkeypatch):
     assert (by[NONE].fields, by[NONE].stated, by[NONE].tokens) == (0, 0, 0)
     assert (by[RULES].fields, by[RULES].tasks, by[RULES].stated) == (1, 1, 1)
     assert by[RAW].tokens == 0
+    assert {result.shown for result in results if not result.left_out} == {1}
     assert by[LANGMEM].left_out
     for arm in ("ours", "ours, all shown", "ours, per episode", PLAYBOOK):
         assert (arm, by[arm].stated) == (arm, 1)
@@ -218,6 +222,36 @@ def test_a_budget_of_minutes_ends_with_a_table_that_says_what_is_missing(tmp_pat
     assert LABEL in said
     kept = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert [result["arm"] for result in kept["results"]] == ["no lessons", "ours"]
+
+
+def test_a_cell_that_fails_is_missing_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "served", lambda *_, **__: nullcontext(players("letters", 1)))
+    call = ["--worlds", "shipping", "letters", "--seeds", "1", "--arms", "none", "--practice", "2", "--tasks", "2"]
+    assert command.main([*call, "--cache", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "shipping, seed 1, no lessons: failed: " in said
+    assert "Run: 1 of 2 cells. THIS TABLE IS PARTIAL" in said
+
+
+class EndlessError(Exception):
+    """As openai's client says that the limit of tokens was reached."""
+
+    completion = SimpleNamespace(
+        choices=[SimpleNamespace(message=SimpleNamespace(content='{"weight": 1'))],
+        usage=SimpleNamespace(prompt_tokens=1, completion_tokens=1),
+    )
+
+
+def test_a_form_without_an_end_is_an_empty_form():
+    def endless(_):
+        raise EndlessError
+
+    def broken(_):
+        raise RuntimeError("the server is gone")
+
+    assert asked(RunnableLambda(endless), []) is None
+    with pytest.raises(RuntimeError, match="gone"):
+        asked(RunnableLambda(broken), [])
 
 
 def test_a_rival_that_fails_has_learned_nothing_and_says_so(monkeypatch):
