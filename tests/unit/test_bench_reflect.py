@@ -2,11 +2,14 @@
 
 import json
 import sys
+import threading
 from contextlib import nullcontext
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables import RunnableLambda
 
@@ -14,7 +17,7 @@ from benchmarks.reflecting import __main__ as command
 from benchmarks.reflecting.agent import asked
 from benchmarks.reflecting.arms import ARMS, LANGMEM, NONE, OURS, PLAYBOOK, RAW, RULES, Cell, Result, Size
 from benchmarks.reflecting.judge import judged, stated
-from benchmarks.reflecting.players import Meter, Players
+from benchmarks.reflecting.players import Meter, Players, served
 from benchmarks.reflecting.remembered import Answers
 from benchmarks.reflecting.rivals import sentences
 from benchmarks.reflecting.scripted import LABEL, Scripted
@@ -280,3 +283,53 @@ def test_where_we_lose_is_said():
     assert "raw rejections, tasks: better in queries; over all +25 points" in text
     assert "raw rejections, fields" not in text
     assert "nowhere" in report([ours], [])
+
+
+class Playing(BaseHTTPRequestHandler):
+    """A server of the OpenAI protocol with a scripted model behind it. SIMULATED."""
+
+    scripted: Scripted
+
+    def do_POST(self):
+        asked_for = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        said = {"system": SystemMessage, "user": HumanMessage}
+        messages = [said.get(m["role"], AIMessage)(m["content"] or "") for m in asked_for["messages"]]
+        title = asked_for["response_format"]["json_schema"]["name"]
+        text = json.dumps(self.scripted._answer(title, messages))
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+        reply = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_of_the_openai_protocol_is_asked_once(tmp_path):
+    pytest.importorskip("langchain_openai", reason="the extra `bench` or `dev`")
+    Playing.scripted = players("shipping", 1).agent
+    counts = []
+    for _ in range(2):  # the second time at another address
+        with ThreadingHTTPServer(("127.0.0.1", 0), Playing) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            with served(f"http://127.0.0.1:{server.server_port}/v1", "m", "", tmp_path, fresh=False) as play:
+                settings = {"embeddings": "hashing", "store": "exact"}
+                cell = Cell("shipping", 1, replace(play, settings=settings), SIZE)
+                results = [cell.run(arm) for arm in (OURS, PLAYBOOK, LANGMEM)]
+            server.shutdown()
+            thread.join()
+        counts.append(play.answers.asked)
+        assert {(r.stated, r.problem, r.tokens > 0) for r in results if not r.left_out} == {(1, "", True)}
+    assert counts[0] > 0
+    assert counts[1] == 0
