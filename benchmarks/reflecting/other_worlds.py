@@ -21,6 +21,11 @@ from benchmarks.reflecting.world import (
 )
 
 COUNT = "count_letters"
+BY_TOOL = (
+    rf"\b(?:use|call|choose|set|by|must be) (?:\w+ ){{0,3}}?(?:{COUNT}|tool)\b(?! call)"
+    r"|\bspell|\b(?:one|letter) by (?:one|letter)\b"
+)
+"""As advice: that a lesson is about "the course of a count_letters call" is no advice to make one."""
 WORDS = {
     HELD_OUT: ("parallel", "raspberry", "committee", "millennium", "bookkeeper", "possession", "assassin", "banana"),
     "practice": (
@@ -99,9 +104,7 @@ def letters(seed: int) -> World:
         field="count",
         text="count is wrong",
         wants=lambda facts: int(facts["count"]),
-        patterns=(
-            rf"\b{COUNT}\b|\b(?:with|by|call|us(?:e|ing)) (?:\w+ )?tool\b|\bspell|\b(one|letter) by (one|letter)\b",
-        ),
+        patterns=(BY_TOOL,),
     )
     return World(
         name="letters",

@@ -102,6 +102,18 @@ def test_statements_are_found_in_other_words_and_not_where_they_are_denied():
         ("recipes", "time", "giving the time: use minutes", "giving the time: use hours, not minutes"),
         ("recipes", "flour", "weighing flour: grams, 30 per ounce", "weighing flour: use grams"),
         ("letters", "count", "counting letters: use count_letters first", "counting letters: be careful"),
+        (
+            "letters",
+            "count",
+            "counting: set tool to count_letters",
+            "the room of a count_letters tool call: use 1",
+        ),
+        (
+            "letters",
+            "count",
+            "counting letters: always use the tool",
+            "the count of a tool call: use a count of 1",
+        ),
         ("letters", "count", "counting: spell the word out", "counting: do not use the tool"),
         ("queries", "order_by", "order_by: sort on created_at", "order_by: sort on date"),
         ("access", "valid", "valid is written in hours", "valid is written in days"),
