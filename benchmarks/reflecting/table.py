@@ -34,7 +34,7 @@ FIGURES: dict[str, Figure] = {
     **{kind: share_of(kind) for kind in KINDS},
     "fields": lambda results: mean(r.fields for r in results),
     "tasks": lambda results: mean(r.tasks for r in results),
-    "tokens/useful": tokens_each,
+    "tokens each": tokens_each,
 }
 
 
