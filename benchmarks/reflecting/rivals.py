@@ -25,6 +25,12 @@ CURATOR = (
     " the playbook. Only add; do not repeat or rewrite what stands. Each bullet is specific, complete and reusable."
 )
 
+UPDATE = (
+    "The feedback says what was wrong with the agent's forms. Add to the prompt every requirement that the agent did"
+    " not know, with its exact value and condition, so that its next forms are right. Keep what is right."
+)
+"""What LangMem's optimizer is to do; without any, the local model asks for it and changes nothing."""
+
 
 class NotInstalledError(RuntimeError):
     """A rival's package is not there."""
@@ -80,7 +86,7 @@ def optimized(model: BaseChatModel, world: World, rollouts: Sequence[Rollout]) -
     optimizer: Any = create_prompt_optimizer(model, kind="prompt_memory")
     feedback = "score {:g}: {}"
     runs = [(list(rollout.messages), feedback.format(rollout.reward, rollout.answer)) for rollout in rollouts]
-    prompt = {"name": world.name, "prompt": world.about, "update_instructions": "", "when_to_update": ""}
+    prompt = {"name": world.name, "prompt": world.about, "update_instructions": UPDATE, "when_to_update": ""}
     return str(optimizer.invoke({"trajectories": runs, "prompt": prompt})).strip() or world.about
 
 
