@@ -14,10 +14,10 @@ OLDEST := $(VENV)-oldest
 HALF   := tests/loop tests/faults tests/scale
 MEASURED := $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=0
 
-.PHONY: help setup test soak demo bench scale stores retrieval upstream lint types format ci clean
+.PHONY: help setup test soak demo bench bench-reflect scale stores retrieval upstream lint types format ci clean
 
 help:  ## show this
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.test $(VENV)/.dev  ## make the environment with every tool in it
 
@@ -41,6 +41,9 @@ demo: $(VENV)/.demo  ## watch a small real model learn house rules from rejectio
 
 bench: $(VENV)/.test  ## measure what wrapping costs per run
 	@$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+bench-reflect: $(VENV)/.bench  ## measure what a small real model learns of hidden rules, in nine ways (hours; ARGS="--worlds shipping --seeds 1" is short)
+	@$(BIN)/python -m benchmarks.reflecting $(ARGS)
 
 scale: $(VENV)/.test  ## measure what the size of a ledger costs (long; ARGS="--episodes 1000 30000" is short)
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
@@ -78,11 +81,14 @@ $(VENV)/.test: SIZE = about 170 MB
 $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
+$(VENV)/.bench: WANT = bench
+$(VENV)/.bench: SIZE = about 245 MB
+$(VENV)/.bench: NOTE = Then it runs on a small local model (1.1 GB, once), or on a server of yours (ARGS="--base-url URL --model NAME").
 $(VENV)/.dev: WANT = dev
 $(VENV)/.dev: SIZE = about 320 MB
 $(VENV)/.upstream: WANT = upstream
 $(VENV)/.upstream: SIZE = about 155 MB
-$(VENV)/.test $(VENV)/.demo $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
+$(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
 	@echo "Installing the '$(WANT)' packages into $(VENV): $(SIZE) from your package index, once."
 	@$(if $(NOTE),echo "$(NOTE)")
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(WANT)]'

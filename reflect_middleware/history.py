@@ -68,11 +68,7 @@ def compared(before: Iterable[Lesson], after: Iterable[Lesson]) -> LessonDiff:
     return LessonDiff(
         added=tuple(in_order(new.values())),
         removed=tuple(in_order(old.values())),
-        changed=tuple(
-            sorted(
-                (x for x in changes if not TOLD.isdisjoint(x.fields)), key=lambda x: (x.after.created_at, x.after.id)
-            )
-        ),
+        changed=tuple(sorted((x for x in changes if not TOLD.isdisjoint(x.fields)), key=lambda x: x.after.place)),
     )
 
 

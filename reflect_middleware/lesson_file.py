@@ -88,7 +88,7 @@ def id_of(namespace: Namespace, when: str, do: str) -> str:
 
 def in_order(lessons: Iterable[Lesson]) -> list[Lesson]:
     """The oldest first, as in the prompt: what is learned later is appended."""
-    return sorted(lessons, key=lambda lesson: (lesson.created_at, lesson.id))
+    return sorted(lessons, key=lambda lesson: lesson.place)
 
 
 def to_jsonl(lessons: Iterable[Lesson], *, details: bool = False) -> str:

@@ -140,14 +140,14 @@ class LessonTable:
         with self.db.read() as connection:
             rows = connection.execute(sa.select(table.c.body).where(*where)).all()
         found = [Lesson.model_validate_json(row.body) for row in rows]
-        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.text, lesson.id)))
+        return tuple(sorted(found, key=lambda lesson: lesson.place))
 
     def always(self, namespace: Namespace) -> tuple[Lesson, ...]:
         """The active lessons of a namespace that apply everywhere, the oldest first."""
         query = sa.select(table.c.body).where(table.c.namespace == to_key(namespace), everywhere)
         with self.db.read() as connection:
             found = [Lesson.model_validate_json(row.body) for row in connection.execute(query)]
-        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
+        return tuple(sorted(found, key=lambda lesson: lesson.place))
 
     def standing(self, namespace: Namespace) -> dict[str, int]:
         """How many lessons of a namespace stand, by status."""

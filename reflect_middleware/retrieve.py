@@ -179,7 +179,7 @@ def _in_order(earlier: Sequence[Lesson], core: Sequence[Lesson], new: Sequence[L
     """
     known = {lesson.id for lesson in earlier}
     fresh = [lesson for lesson in core if lesson.id not in known]
-    return [*earlier, *fresh, *sorted(new, key=lambda lesson: (lesson.created_at, lesson.id))]
+    return [*earlier, *fresh, *sorted(new, key=lambda lesson: lesson.place)]
 
 
 def _squeezed(

@@ -232,6 +232,11 @@ class Lesson(Frozen):
         return f"{self.when}: {self.do}"
 
     @property
+    def place(self) -> tuple[datetime, str, str]:
+        """Sorts lessons by age; those of one reflection by their words, because their ids are chance."""
+        return self.created_at, self.text, self.id
+
+    @property
     def searched(self) -> str:
         """What tasks are compared with: the advice with its evidence, whose words are those of former tasks."""
         return f"{self.text} {self.because[:SEARCHED_CHARS]}".rstrip()
