@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import patch
-from uuid import UUID
 
 from langgraph.graph.state import CompiledStateGraph
 
@@ -236,10 +233,7 @@ class Cell:
             learned.problem = report.error or learned.problem
             learned.refused += [outcome.reason for outcome in (*report.accepted, *report.rejected) if outcome.reason]
 
-        ids = random.Random(f"{self.world.name} {self.seed}")
-        draw = lambda: UUID(int=ids.getrandbits(128), version=4)  # noqa: E731 - lessons of one time stand by their ids
         with (
-            patch("reflect_middleware.types.uuid4", draw),
             tempfile.TemporaryDirectory() as folder,
             Reflection(
                 self.players.reflector,

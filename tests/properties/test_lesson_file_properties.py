@@ -50,7 +50,7 @@ def test_round_trip(found: list[Lesson], *, details: bool) -> None:
     lines = parse(decoded(text.encode(), "it"), "it")
     assert len(text.split("\n")) == len(found) + 1
     assert text == to_jsonl(found[::-1], details=details)
-    order = sorted(found, key=lambda lesson: (lesson.created_at, lesson.id))
+    order = sorted(found, key=lambda lesson: lesson.place)
     assert [line.id for line in lines] == [lesson.id for lesson in order]
     for line, lesson in zip(lines, order, strict=True):
         assert line.words() == {name: getattr(lesson, name) for name in WORDS}
