@@ -33,11 +33,11 @@ _NUMBERS = frozenset(
 _SENSES: Final = {
     "above": "above over more exceed exceeds exceeding beyond greater larger longer higher über mehr plus más",
     "below": "below under less fewer smaller shorter lower unter weniger moins menos",
-    "at most": "most maximum max until limit limited höchstens bis maximal",
+    "at most": "most maximum max until höchstens bis maximal",
     "at least": "least minimum min mindestens",
-    "before": "before prior earlier first vor zuerst avant antes",
+    "before": "before prior earlier vor zuerst avant antes",
     "after": "after later following afterwards nach danach après después",
-    "except": "except unless without apart excluding außer ohne sauf sans excepto salvo sin",
+    "except": "except unless without excluding außer ohne sauf sans excepto salvo sin",
     "only": "only solely exclusively just nur seulement sólo solo",
 }
 _SENSE = {word: name for name, words in _SENSES.items() for word in words.split()}

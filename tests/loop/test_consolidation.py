@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from reflect_middleware import testing
 from reflect_middleware.clusters import NEAR_CAP
+from reflect_middleware.fading import DAYS
 from reflect_middleware.testing import HashingEmbeddings
+from reflect_middleware.types import now
 
 from .conftest import agent
 
@@ -56,10 +59,10 @@ def scripted(answer: Any = merging) -> Any:
     return testing.ScriptedChatModel(reply)
 
 
-def learned(make: Maker, model: Any = None, colours: tuple[str, ...] = COLOURS, **settings: Any) -> Reflection:
+def learned(make: Any, model: Any = None, colours: tuple[str, ...] = COLOURS, **settings: Any) -> Reflection:
     """A Reflection that has learned one lesson of each of these tasks."""
     given = {"every": 1, "consolidate_every": None, "embeddings": HashingEmbeddings()} | settings
-    reflection = make(model or scripted(), **given)
+    reflection: Reflection = make(model or scripted(), **given)
     graph = reflection.wrap(agent())
     for colour in colours:
         graph.invoke({"messages": [("user", f"move the {colour} box")]})
@@ -134,7 +137,12 @@ def test_what_would_lose_something_is_refused(tmp_path: Path, merge: dict[str, A
 @pytest.mark.parametrize("garbage", ["", "no", '{"edits": 3}', '{"edits": [{"op": "merge"}]}', '{"edits": []}'])
 def test_garbage_changes_nothing(tmp_path: Path, garbage: str) -> None:
     asked: list[str] = []
-    reflection = learned(_Plain(tmp_path), scripted(lambda text: asked.append(text) or garbage))
+
+    def answer(text: str) -> str:
+        asked.append(text)
+        return garbage
+
+    reflection = learned(_Plain(tmp_path), scripted(answer))
     before = reflection.lessons.list()
     report = reflection.consolidate()
     assert (report.error, report.accepted) == ("", ())
@@ -244,6 +252,26 @@ def test_the_days_tokens_bound_it(make: Maker) -> None:
         connection.exec_driver_sql("UPDATE spent SET input_tokens = 2000000")
     assert "daily_tokens" in reflection.consolidate().error
     assert len(reflection.lessons.list(status="active")) == 3
+
+
+def test_what_no_task_calls_for_fades(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    reflection = learned(make, scripted(lambda _: '{"edits": []}'), min_similarity=0.9)
+    graph = reflection.wrap(agent())
+    monkeypatch.setattr("reflect_middleware.fading.EPISODES", 2)
+    for _ in range(2):
+        graph.invoke({"messages": [("user", "moving a red box: grip the red box with force 3")]})
+    later = now() + timedelta(days=DAYS)
+    monkeypatch.setattr("reflect_middleware.consolidating.now", lambda: later)
+    used = {x.lesson_id for e in reflection.episodes.list(limit=2) for x in e.exposures}
+    standing = {lesson.id for lesson in reflection.lessons.list(status="active")}
+    assert 0 < len(used) < len(standing)
+    report = reflection.consolidate()
+    assert {o.lesson_id for o in report.accepted} == standing - used
+    assert all(o.reason.startswith("faded") for o in report.accepted)
+    assert {lesson.id for lesson in reflection.lessons.list(status="active")} == used
+    back = reflection.lessons.approve(report.accepted[0].lesson_id)
+    assert back.status == "active"
+    assert not any(o.lesson_id == back.id for o in reflection.consolidate().accepted)  # a person brought it back
 
 
 async def test_the_async_twin(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""What must survive of the lessons that one lesson replaces: a merge that loses or invents something is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from reflect_middleware.surviving import lost
+from reflect_middleware.types import Lesson
+
+BIG = ("refunding more than 200 EUR", "ask a manager")
+PREMIUM = ("refunding a premium customer", "refund up to 500 EUR without a manager")
+TAXI = ("filing a taxi", "set category to T41 and add the route")
+TRAIN = ("filing a train ticket", "set category to T42 and add the route")
+NO_WEEKEND = ("shipping an order", "do not ship on Sundays")
+SPELL = ("counting letters in a word", "spell the word out and count by tool")
+DIGITS = ("counting digits in a number", "write the digits apart and count by tool")
+
+Texts = tuple[str, str]
+
+
+def reason(parents: tuple[Texts, ...], merged: Texts) -> str:
+    lessons = [Lesson(id=f"p{n}", namespace=("n",), when=when, do=do) for n, (when, do) in enumerate(parents, 1)]
+    return lost(*merged, lessons)
+
+
+@pytest.mark.parametrize(
+    ("parents", "merged"),
+    [
+        ((TAXI, TRAIN), ("filing travel", "set category to T41 for a taxi, to T42 for a train; add the route")),
+        ((TAXI, TRAIN), ("filing travel", "add the route; set category to T42 (train) or T41 (taxi)")),
+        (
+            (BIG, PREMIUM),
+            (
+                "refunding",
+                "ask a manager for more than 200 EUR; refund a premium customer up to 500 EUR without a manager",
+            ),
+        ),
+        ((SPELL, DIGITS), ("counting letters or digits", "write or spell the word or the digits apart, count by tool")),
+        (
+            (NO_WEEKEND, TAXI),
+            ("shipping or filing a taxi", "never ship on Sundays; set category to T41 and add the route"),
+        ),
+    ],
+)
+def test_words_may_change_where_all_that_counts_stays(parents: tuple[Texts, ...], merged: Texts) -> None:
+    assert reason(parents, merged) == ""
+
+
+@pytest.mark.parametrize(
+    ("parents", "merged", "says"),
+    [
+        ((TAXI, TRAIN), ("filing travel", "set category to T41 and add the route"), "drops 't42' of lesson p2"),
+        ((TAXI, TRAIN), ("filing travel", "set category to T41, T42 or T43, add the route"), "says 't43', which none"),
+        ((TAXI, TRAIN), ("filing travel", "T41 or T42"), "drops the advice of lesson p1"),
+        (
+            (TAXI, TRAIN),
+            ("filing travel", "set category to T41, T42, add the route, ask anna@acme.com"),
+            "anna@acme.com",
+        ),
+        ((TAXI, TRAIN), ("filing travel", "never set category T41, T42; add the route"), "forbids what none"),
+        ((TAXI, TRAIN), ("filing travel", "set category T41 or T42 and add the route only"), "says 'only'"),
+        (
+            (BIG, PREMIUM),
+            ("refunding", "ask a manager for 200 EUR; refund premium up to 500 EUR without a manager"),
+            "'above'",
+        ),
+        (
+            (NO_WEEKEND, TAXI),
+            ("shipping, taxi", "ship on Sundays; set category to T41 and add the route"),
+            "must not be done",
+        ),
+        (
+            (BIG, NO_WEEKEND),
+            ("shipping, refunding", "do not ask a manager for more than 200 EUR, ship on Sundays"),
+            "turns round",
+        ),
+        ((SPELL, DIGITS), ("counting", "count by tool"), "drops the advice"),
+        ((SPELL, DIGITS), ("counting", "spell the word, write digits apart, count by tool twice"), "'twice'"),
+    ],
+)
+def test_what_would_be_lost_or_invented_is_said(parents: tuple[Texts, ...], merged: Texts, says: str) -> None:
+    assert says in reason(parents, merged)
