@@ -14,7 +14,7 @@ from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
 from reflect_middleware.cli_open import opened, reported
 from reflect_middleware.cli_view import View
-from reflect_middleware.cli_worker import worker
+from reflect_middleware.cli_worker import consolidate, worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.types import EpisodeStatus, LessonStatus
@@ -54,6 +54,7 @@ episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
 app.command()(migrate)
+lessons.command("consolidate")(consolidate)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")

@@ -169,13 +169,14 @@ def answer_schema(episodes: Iterable[str], lessons: Iterable[str]) -> dict[str, 
 def merge_schema(lessons: Iterable[str]) -> dict[str, Any]:
     """The JSON schema of an answer that merges some of these lessons, and does nothing else."""
     text = {"type": "string"}
-    handles = {"type": "array", "items": {"type": "string", "enum": list(lessons)}, "minItems": 2}
+    known = list(lessons)
+    handles = {"type": "array", "items": {"type": "string", "enum": known}, "minItems": 2, "maxItems": len(known)}
     edit = _closed({"op": {"type": "string", "enum": ["merge"]}, "lessons": handles, "when": text, "do": text})
     return {
         "title": "merged_lessons",
         "description": "Lessons that replace several. An empty list is a good answer.",
         "type": "object",
-        "properties": {"edits": {"type": "array", "items": edit, "maxItems": MOST_EDITS}},
+        "properties": {"edits": {"type": "array", "items": edit, "maxItems": len(known) // 2}},
         "required": ["edits"],
         "additionalProperties": False,
     }

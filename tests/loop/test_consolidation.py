@@ -93,7 +93,8 @@ def test_lessons_become_one_that_says_all_of_them(make: Maker) -> None:
     assert reflection.consolidate().consolidation is None  # one lesson has no relatives
 
 
-def test_all_of_it_can_be_undone(make: Maker) -> None:
+def test_all_of_it_can_be_undone(tmp_path: Path) -> None:
+    make = _Plain(tmp_path)
     reflection = learned(make)
     before = reflection.reflections.list()[0].id
     old = {lesson.id: lesson.text for lesson in reflection.lessons.list(status="active")}
@@ -179,9 +180,10 @@ def test_a_failing_model_changes_nothing_and_lets_no_reflection_rest(make: Maker
     assert reflection._core.parts.ledger.health.resting() == ()
 
 
-def test_people_approve_merges(make: Maker, tmp_path: Path) -> None:
-    learned(make, path=str(tmp_path)).close()
-    settings: dict[str, Any] = {"consolidate_every": None, "embeddings": HashingEmbeddings(), "path": str(tmp_path)}
+def test_people_approve_merges(tmp_path: Path) -> None:
+    make = _Plain(tmp_path)
+    learned(make).close()
+    settings: dict[str, Any] = {"consolidate_every": None, "embeddings": HashingEmbeddings()}
     again = make(scripted(), approval="human", **settings)
     report = again.consolidate()
     (waiting,) = again.lessons.list(status="candidate")
@@ -211,7 +213,8 @@ def test_every_n_reflections_in_the_background(make: Maker) -> None:
     assert len(reflection.lessons.list(status="active")) == 1
 
 
-def test_sooner_near_the_cap_and_by_workers(make: Maker) -> None:
+def test_sooner_near_the_cap_and_by_workers(tmp_path: Path) -> None:
+    make = _Plain(tmp_path)
     reflection = make(scripted(), every=1, consolidate_every=4, max_lessons=int(3 / NEAR_CAP), run="external",
                       embeddings=HashingEmbeddings())  # fmt: skip
     graph = reflection.wrap(agent())
@@ -235,7 +238,8 @@ def test_one_at_a_time_and_a_dead_one_is_taken_up(make: Maker) -> None:
     assert not any(s.owed for s in ledger.work.standings(reflection._options.cadence))
 
 
-def test_pinned_and_handwritten_lessons_are_left_alone(make: Maker) -> None:
+def test_pinned_and_handwritten_lessons_are_left_alone(tmp_path: Path) -> None:
+    make = _Plain(tmp_path)
     reflection = learned(make, colours=("red", "blue"))
     red, blue = reflection.lessons.list()
     own = reflection.lessons.add(when="moving a green box", do="grip the green box with force 3")
