@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,13 @@ import pytest
 
 from reflect_middleware import testing
 from reflect_middleware.clusters import NEAR_CAP
+from reflect_middleware.desk import Change
+from reflect_middleware.due import day_of
+from reflect_middleware.errors import LessonStateError
 from reflect_middleware.fading import DAYS
+from reflect_middleware.reflections_table import ReflectionTable
 from reflect_middleware.testing import HashingEmbeddings
-from reflect_middleware.types import now
+from reflect_middleware.types import Lesson, ReflectionReport, now
 
 from .conftest import agent
 
@@ -243,9 +248,7 @@ def test_pinned_and_handwritten_lessons_are_left_alone(tmp_path: Path) -> None:
     reflection = learned(make, colours=("red", "blue"))
     red, blue = reflection.lessons.list()
     own = reflection.lessons.add(when="moving a green box", do="grip the green box with force 3")
-    reflection._core.parts.ledger.lessons.save_all(
-        [_change(reflection, red.model_copy(update={"pinned": True, "version": 2}))], ""
-    )
+    reflection._core.parts.ledger.lessons.save_all([_change(red.model_copy(update={"pinned": True, "version": 2}))], "")
     assert reflection.consolidate().consolidation is None
     assert {lesson.id for lesson in reflection.lessons.list(status="active")} == {red.id, blue.id, own.id}
 
@@ -293,9 +296,107 @@ def test_a_purged_source_leaves_the_merged_lesson_with_the_others(make: Maker) -
     assert set(reflection.lessons.get(merged.id).sources) == set(merged.sources[1:])
 
 
-def _change(reflection: Any, lesson: Any) -> Any:
-    from reflect_middleware.desk import Change
+def test_a_lesson_that_changes_while_the_model_thinks_stays_as_it_is(tmp_path: Path) -> None:
+    made: list[Any] = []
 
+    def answer(text: str) -> str:
+        made[0].lessons.edit(made[0].lessons.list()[0].id, because="a person saw it")
+        return merging(text)
+
+    made.append(learned(_Plain(tmp_path), scripted(answer)))
+    report = made[0].consolidate()
+    assert "was changed or retired" in report.rejected[0].reason
+    assert len(made[0].lessons.list(status="active")) == 3
+    made[0].close()
+
+
+def test_a_change_at_the_last_moment_makes_it_decide_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reflection = learned(_Plain(tmp_path))
+    commit, late = ReflectionTable.commit, [reflection.lessons.list()[0].id]
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> bool:
+        if late:
+            reflection.lessons.edit(late.pop(), because="a person saw it")
+        return commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(ReflectionTable, "commit", slow)
+    report = reflection.consolidate()
+    assert (report.error, report.accepted) == ("", ())
+    assert len(reflection.lessons.list(status="active")) == 3
+    reflection.close()
+
+
+def test_lessons_that_change_all_the_time_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reflection = learned(_Plain(tmp_path))
+
+    def never(*_: Any, **__: Any) -> bool:
+        raise LessonStateError("changed meanwhile")
+
+    monkeypatch.setattr(ReflectionTable, "commit", never)
+    assert "changed all the time" in reflection.consolidate().error
+    assert len(reflection.lessons.list(status="active")) == 3
+    reflection.close()
+
+
+def test_what_is_released_meanwhile_has_no_effect(tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    def answer(text: str) -> str:
+        made[0]._core.parts.learner.release()
+        return merging(text)
+
+    made.append(learned(_Plain(tmp_path), scripted(answer)))
+    assert "lease ended" in made[0].consolidate().error
+    assert len(made[0].lessons.list(status="active")) == 3
+    assert made[0].reflections.list(limit=1)[0].status == "released"
+    made[0].close()
+
+
+def test_a_question_too_large_is_not_asked(tmp_path: Path) -> None:
+    learned(_Plain(tmp_path)).close()
+    asked: list[str] = []
+    model = scripted(asked.append)
+    small = _Plain(tmp_path)(model, reflector_budget=20, embeddings=HashingEmbeddings())
+    report = small.consolidate()
+    assert (report.error, asked) == ("", [])
+    assert "reflector_budget" in small.reflections.get(report.reflections[0]).note
+    small.close()
+
+
+def test_the_days_tokens_end_it_between_two_clusters(tmp_path: Path) -> None:
+    reflection = learned(_Plain(tmp_path))
+    table, embedder = reflection._core.parts.ledger.lessons, reflection._core.parts.embedder
+    more = [Lesson(namespace=("default",), when=f"watering {x} roses at noon", do=f"pour water on {x} roses slowly",
+                   because="x" * 20, created_by="r1") for x in ("old", "young")]  # fmt: skip
+    vectors = embedder.embed_documents([lesson.text for lesson in more])
+    pairs = zip(more, vectors, strict=True)
+    table.save_all([Change(lesson=x, vector=v, expected_version=0) for x, v in pairs], embedder.id)
+    used = int(reflection._core.parts.ledger.health.spent(day_of(time.time())))
+    reflection.close()
+    asked: list[str] = []
+
+    def answer(text: str) -> str:
+        asked.append(text)
+        return merging(text)
+
+    small = _Plain(tmp_path)(scripted(answer), daily_tokens=used + 1, embeddings=HashingEmbeddings())
+    assert small.consolidate().error == ""
+    assert len(asked) == 1
+    small.close()
+
+
+def test_without_a_model_nothing_is_merged_and_off_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned(_Plain(tmp_path)).close()
+    bare = _Plain(tmp_path)(None, embeddings=HashingEmbeddings())
+    assert bare.consolidate().consolidation is None
+    bare.close()
+    monkeypatch.setenv("REFLECT", "off")
+    off = _Plain(tmp_path)(scripted(), embeddings=HashingEmbeddings())
+    assert off.consolidate() == ReflectionReport(namespace=("default",))
+    off.close()
+
+
+def _change(lesson: Any) -> Any:
     return Change(lesson=lesson, vector=None, expected_version=lesson.version - 1)
 
 
