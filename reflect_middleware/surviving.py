@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from reflect_middleware.evidence import plain
 from reflect_middleware.forms import values_in
 from reflect_middleware.opposite import values
-from reflect_middleware.words import NEGATIONS, content, negations
+from reflect_middleware.words import NEGATIONS, content, negations, stem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,6 +52,8 @@ def lost(when: str, do: str, parents: Sequence[Lesson]) -> str:
         _changed_senses(text, parents),
         _turned_values(text, parents),
         _dropped(text, parents),
+        _unnamed_cases(text, parents),
+        _crossed(when, do, parents),
     ):
         if reason:
             return reason
@@ -126,6 +128,45 @@ def _dropped(text: str, parents: Sequence[Lesson]) -> str:
         if advice and len(advice & mine) < KEPT * len(advice):
             return f"it drops the advice of lesson {parent.id}: {parent.do[:120]}"
     return ""
+
+
+def _cases(parents: Sequence[Lesson]) -> list[frozenset[str]]:
+    """For each parent the words of its situation that no other parent's has."""
+    about = [content(lesson.when) for lesson in parents]
+    return [mine.difference(*(about[:n] + about[n + 1 :])) for n, mine in enumerate(about)]
+
+
+def _unnamed_cases(text: str, parents: Sequence[Lesson]) -> str:
+    """Where the advice differs from case to case, each case must still be named."""
+    if len({content(lesson.do) for lesson in parents}) <= 1:
+        return ""
+    mine = content(text)
+    for parent, case in zip(parents, _cases(parents), strict=True):
+        if len(case & mine) < KEPT * len(case):
+            words = [word for word in plain(parent.when).split() if stem(word) in case - mine]
+            return f"it no longer says for which case the advice of lesson {parent.id} is: {_listed(words)}"
+    return ""
+
+
+def _crossed(when: str, do: str, parents: Sequence[Lesson]) -> str:
+    """The values that only one parent has must come in the order in which its cases do: not the one's for the other."""
+    set_by = [values(lesson.do) for lesson in parents]
+    own = [mine.difference(*(set_by[:n] + set_by[n + 1 :])) for n, mine in enumerate(set_by)]
+    paired = [(case, some) for case, some in zip(_cases(parents), own, strict=True) if case and some]
+    words = plain(do).split()
+    if any(not case & {stem(word) for word in words} for case, _ in paired):
+        words = plain(f"{when}, {do}").split()
+    firsts = [{plain(value).split()[0] for value in some if plain(value)} for _, some in paired]
+    by_case = _order([[stem(word) in case for word in words] for case, _ in paired])
+    by_value = _order([[word in some for word in words] for some in firsts])
+    return (
+        "" if by_case == by_value else "it gives the value of one case to another, or in another order than the cases"
+    )
+
+
+def _order(marks: Sequence[Sequence[bool]]) -> list[int]:
+    """The numbers of the rows by where their first mark is."""
+    return sorted(range(len(marks)), key=lambda n: marks[n].index(True) if True in marks[n] else -1)
 
 
 def _listed(items: Iterable[str]) -> str:

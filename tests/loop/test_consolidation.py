@@ -119,7 +119,8 @@ def test_all_of_it_can_be_undone(tmp_path: Path) -> None:
         ({"do": "grip the box, force 3, 4, 5", "lessons": ["L1", "L2", "L3", "L9"]}, "L9 is not among"),
         ({"do": "do not grip the box with force 3, 4, 5"}, "forbids"),
         ({"do": "grip the box with force 3, 4, 5", "when": "w" * 300}, "300 characters"),
-        ({"do": "grip the box with force 3, 4, 5", "when": "at work"}, "no longer find"),
+        ({"do": "grip the red, blue, green box: force 3, 4, 5", "when": "at work"}, "no longer find"),
+        ({"do": "grip the box with force 3, 4, 5", "when": "moving a box"}, "which case"),
         ({"op": "retire", "lessons": ["L1"]}, "only merge"),
     ],
 )

@@ -13,6 +13,9 @@ TAXI = ("filing a taxi", "set category to T41 and add the route")
 TRAIN = ("filing a train ticket", "set category to T42 and add the route")
 NO_WEEKEND = ("shipping an order", "do not ship on Sundays")
 SPELL = ("counting letters in a word", "spell the word out and count by tool")
+FLIGHT = ("filing a flight", "set category to T43 and add the route")
+MOVES = ("moving a red box", "grip it hard")
+LIFTS = ("lifting a blue box", "grip it hard")
 DIGITS = ("counting digits in a number", "write the digits apart and count by tool")
 
 Texts = tuple[str, str]
@@ -27,6 +30,8 @@ def reason(parents: tuple[Texts, ...], merged: Texts) -> str:
     ("parents", "merged"),
     [
         ((TAXI, TRAIN), ("filing travel", "set category to T41 for a taxi, to T42 for a train; add the route")),
+        ((TAXI, TRAIN), ("filing a taxi or train ticket", "set category to T41 or T42, add the route")),
+        ((MOVES, LIFTS), ("handling any box", "grip it hard")),
         ((TAXI, TRAIN), ("filing travel", "add the route; set category to T42 (train) or T41 (taxi)")),
         (
             (BIG, PREMIUM),
@@ -75,6 +80,9 @@ def test_words_may_change_where_all_that_counts_stays(parents: tuple[Texts, ...]
             "turns round",
         ),
         ((SPELL, DIGITS), ("counting", "count by tool"), "drops the advice"),
+        ((TAXI, TRAIN, FLIGHT), ("filing a ticket", "set category to T41, T42, or T43; add the route"), "which case"),
+        ((TAXI, TRAIN), ("filing", "taxi: set category to T42, train ticket: T41; add the route"), "of one case"),
+        ((TAXI, TRAIN), ("filing a train ticket or taxi", "set category to T41 or T42, add the route"), "of one case"),
         ((SPELL, DIGITS), ("counting", "spell the word, write digits apart, count by tool twice"), "'twice'"),
     ],
 )
