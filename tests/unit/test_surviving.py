@@ -88,3 +88,53 @@ def test_words_may_change_where_all_that_counts_stays(parents: tuple[Texts, ...]
 )
 def test_what_would_be_lost_or_invented_is_said(parents: tuple[Texts, ...], merged: Texts, says: str) -> None:
     assert says in reason(parents, merged)
+
+
+REFUNDS = ("refunding an order of a premium customer", "refund up to 500 EUR without a manager")
+ROOMS = (
+    ("booking a meeting room for more than 8 people", "choose room B12"),
+    ("booking a meeting room for at most 8 people", "choose room A03"),
+)
+QUERIES = (
+    ("querying orders by customer", "pass the customer id as text, not as a number"),
+    ("querying invoices by customer", "pass the customer id as text, not as a number"),
+    ("querying shipments by customer", "pass the customer id as text and set limit to 50"),
+)
+
+
+@pytest.mark.parametrize(
+    ("parents", "merged", "says"),
+    [
+        (
+            (TAXI, TRAIN, FLIGHT),
+            ("filing an expense for a ticket", "set category to T41, T42, or T43; add the route"),
+            "which case",
+        ),
+        (
+            ROOMS,
+            (
+                "booking a meeting room",
+                "more than 8 people: choose room B12; at most 8 people: choose room A03; on a Friday: before 15:00 only",
+            ),
+            "'15:00', which none",
+        ),
+        (
+            QUERIES,
+            ("querying orders, invoices, or shipments by customer", "customer id: pass as text; limit: 50"),
+            "must not be done",
+        ),
+        (
+            (("refunding an order above 200 EUR", "ask a manager before refunding"), REFUNDS),
+            (
+                "refunding an order",
+                "order above 200 EUR: ask a manager before refunding;"
+                " premium customer: refund up to 500 EUR without a manager",
+            ),
+            "",
+        ),
+    ],
+)
+def test_what_a_model_of_1_5_billion_parameters_wrote(parents: tuple[Texts, ...], merged: Texts, says: str) -> None:
+    said = reason(parents, merged)
+    assert says in said
+    assert bool(said) == bool(says)
