@@ -11,9 +11,10 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 
 OLDEST := $(VENV)-oldest
-APART  := tests/faults tests/scale
+HALF   := tests/loop tests/faults tests/scale
+MEASURED := $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=0
 
-.PHONY: help setup test soak demo bench scale upstream lint types format ci clean
+.PHONY: help setup test soak demo bench scale stores retrieval upstream lint types format ci clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,10 +25,12 @@ test: $(VENV)/.test  ## run the tests with the coverage gate
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@echo "Two at a time: the tests with the coverage gate, and meanwhile $(APART), whose work is done by other processes."
-	@log=$$(mktemp); status=0; $(BIN)/python -m pytest $(APART) >"$$log" 2>&1 & apart=$$!; \
-	$(BIN)/python -m pytest --cov --cov-report=term $(addprefix --ignore=,$(APART)) || status=1; \
-	wait $$apart || status=1; cat "$$log"; rm -f "$$log"; exit $$status
+	@echo "Two halves at a time; what $(HALF) say comes after the rest, and the coverage of both at the end."
+	@log=$$(mktemp); status=0; rm -f .coverage.one .coverage.other; \
+	COVERAGE_FILE=.coverage.other $(MEASURED) $(HALF) >"$$log" 2>&1 & other=$$!; \
+	COVERAGE_FILE=.coverage.one $(MEASURED) $(addprefix --ignore=,$(HALF)) || status=1; \
+	wait $$other || status=1; cat "$$log"; rm -f "$$log"; \
+	$(BIN)/python -m coverage combine -q .coverage.one .coverage.other && $(BIN)/python -m coverage report || status=1; exit $$status
 endif
 
 soak: $(VENV)/.test  ## kill hundreds of processes on SQLite and on PostgreSQL and judge what is left (ARGS="--kills 300 --ledger sqlite")
@@ -41,6 +44,12 @@ bench: $(VENV)/.test  ## measure what wrapping costs per run
 
 scale: $(VENV)/.test  ## measure what the size of a ledger costs (long; ARGS="--episodes 1000 30000" is short)
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+retrieval: $(VENV)/.test  ## measure how well lessons are found (ARGS="--embeddings openai:text-embedding-3-small" for yours)
+	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+stores: $(VENV)/.test  ## measure what a search costs in each store (long; ARGS="--stores exact chroma --sizes 1000 20000" is short)
+	@$(BIN)/python -m benchmarks.stores $(ARGS)
 
 upstream: $(VENV)/.upstream $(OLDEST)/.upstream  ## run LangChain's and LangGraph's own tests with us in every graph (long)
 	@status=0; for venv in $(VENV) $(OLDEST); do $$venv/bin/python tests/upstream/run.py $(ARGS) || status=1; done; exit $$status

@@ -28,6 +28,7 @@ SHORT = 300
 """Most characters of what was said by others, such as a driver."""
 
 REMEDIES: Mapping[str, str] = {
+    "assess": "runs were reflected on without the model's judgement (reward='self'): see the check `reflections`",
     "begin": "the run went on unseen: check namespace= and the run's config",
     "checkpoint": "SQLite's log grows meanwhile: see the check `ledger` and its free disk",
     "close": "a process ended before its work was done: see its debug log",
@@ -40,6 +41,7 @@ REMEDIES: Mapping[str, str] = {
     "listen": "the run of a RemoteGraph was recorded in part: please report it with its debug log",
     "node": "the visible reflect node started nothing: see the checks `ledger` and `model`",
     "on_reflection": "check the callable given as on_reflection=",
+    "read": "runs went on without the lessons of a namespace in read=: check the callable that names it",
     "record": "records wait in memory until the ledger takes them: see the check `ledger`, and redact=",
     "reflect": "the batch went back and is tried again: see `reflect reflections list`",
     "retention": "more is kept than retention= says: see the check `ledger`",
@@ -47,6 +49,7 @@ REMEDIES: Mapping[str, str] = {
     "retrieve.resting": "retrieval rests for 30 s after failures in a row: see the check `failures: retrieve`",
     "retrieve.timeout": "a slow embedder or ledger: raise retrieve_timeout=, or use a local embedder",
     "reward": "check the callable given as reward=: its episodes count without a reward",
+    "signals": "runs were recorded without the signs found in them: please report it with its debug log",
     "spool": "an entry could not be written to the ledger: see its debug log",
     "spool full": "entries were lost: mend the ledger, whose outage outlasted the spool's room",
     "store": "searches go over the ledger's vectors meanwhile: see the check `store`",
@@ -242,24 +245,46 @@ def rewards(late: int, seconds: Sequence[float], *, reward_wait: float) -> Findi
     return Finding(check="rewards", level="advice", message=said, facts=facts)
 
 
-def vectors(embedder: str, dimensions: int, made_by: Mapping[str, int]) -> Finding:
-    """Whether the embedder is the one that made the lessons' vectors."""
-    others = {name: count for name, count in made_by.items() if name != embedder and count}
-    facts = {"id": embedder, "dimensions": dimensions, "other_vectors": sum(others.values())}
-    said = f"{embedder}, {dimensions} dimensions"
-    if not others:
-        return Finding(check="embedder", message=said, facts=facts)
-    listed = ", ".join(
-        f"{count:,} {f'by {name}' if name else 'not made yet'}" for name, count in sorted(others.items())
-    )
-    said += (
-        f"; vectors of other active lessons: {listed}. They are made anew when their namespace is next searched, if"
-        " this is the embedder that the agents use (--app names theirs)"
-    )
-    return Finding(check="embedder", level="advice", message=said, facts=facts)
+def vectors(
+    embedder: str, dimensions: int, made_by: Mapping[str, int], *, name: str = "", indexed: str = ""
+) -> Finding:
+    """Whether the embedder is the one that made the lessons' vectors.
+
+    Args:
+        embedder: The id of its vectors.
+        dimensions: Their length.
+        made_by: Active lessons of which it has made no vector, by the embedder that has.
+        name: What it calls itself; another id says that a model of this name gave other vectors once.
+        indexed: The embedder for which all was last indexed by `reflect reindex`; empty for never.
+    """
+    others = {other: count for other, count in made_by.items() if other != embedder and count}
+    changed = bool(name) and name != embedder
+    facts = {"id": embedder, "dimensions": dimensions, "other_vectors": sum(others.values()), "changed": changed}
+    said = [f"{embedder}, {dimensions} dimensions"]
+    if changed:
+        said.append(f"{name} gave other vectors when it was first used here: this one's are kept apart from those")
+    if indexed not in ("", embedder):
+        said.append(f"all was last indexed for {indexed}: say that as embeddings=, or `reflect reindex` for this one")
+    if others:
+        listed = ", ".join(f"{n:,} {f'by {other}' if other else 'not made yet'}" for other, n in sorted(others.items()))
+        said.append(
+            f"vectors of other active lessons: {listed}. They are made anew when their namespace is next searched, or"
+            " all at once by `reflect reindex`, if this is the embedder that the agents use (--app names theirs)"
+        )
+    level: Level = "advice" if others or indexed not in ("", embedder) else "ok"
+    return Finding(check="embedder", level=level, message="; ".join(said), facts=facts)
 
 
-def store(name: str, how: str, *, held: str, behind: Mapping[Namespace, int]) -> Finding:
+def store(
+    name: str,
+    how: str,
+    *,
+    held: str,
+    behind: Mapping[Namespace, int],
+    wrong: int = 0,
+    mended: tuple[int, int, int] | None = None,
+    moved: str = "",
+) -> Finding:
     """Whether the store is open here and in step with the ledger.
 
     Args:
@@ -267,21 +292,46 @@ def store(name: str, how: str, *, held: str, behind: Mapping[Namespace, int]) ->
         how: Which way searches go.
         held: Why it cannot be opened here, if another process has it.
         behind: Of the namespaces looked at: how many lessons the store has too few, or too many.
+        wrong: How many of a sample are not found by their own vector.
+        mended: What was missing, too many and wrong before it was mended; None if it was not to be.
+        moved: Where the ledger was moved to, if the code names another store.
     """
     out = {namespace: count for namespace, count in behind.items() if count}
-    said = f"{name}; searches go over {how}"
-    facts = {"store": name, "held_by_another": bool(held), "behind": sum(out.values()), "namespaces": len(behind)}
+    said = [name, f"searches go over {how}"]
+    facts = {
+        "store": name,
+        "held_by_another": bool(held),
+        "behind": sum(out.values()),
+        "wrong": wrong,
+        "namespaces": len(behind),
+        "moved": moved,
+    }
+    if moved:
+        said.append(f"the code says {name}, the ledger was moved to {moved!r}: say that one, or none, as store=")
+    if mended is not None:
+        facts["mended"] = sum(mended)
+        said.append("mended: {:,} lessons were missing, {:,} too many, {:,} of a sample wrong".format(*mended))
     if held:
-        return Finding(check="store", message=f"{said}; {held}", facts=facts)
-    if behind and not out:
-        said += "; in step with the ledger"
+        said.append(held)
+    elif out or wrong:
+        said.append(_out_of_step(out, wrong))
+    elif behind:
+        said.append("in step with the ledger")
+    level: Level = "advice" if moved or (not held and (out or wrong)) else "ok"
+    return Finding(check="store", level=level, message="; ".join(said), facts=facts)
+
+
+def _out_of_step(out: Mapping[Namespace, int], wrong: int) -> str:
+    said = []
     if out:
         worst = max(out, key=lambda namespace: out[namespace])
-        said += (
-            f"; {sum(out.values()):,} lessons behind the ledger, most in {_name(worst)}: the next search there brings"
+        said.append(
+            f"{sum(out.values()):,} lessons behind the ledger, most in {_name(worst)}: the next search there brings"
             " it in step, and until then answers come from the ledger"
         )
-    return Finding(check="store", level="advice" if out else "ok", message=said, facts=facts)
+    if wrong:
+        said.append(f"{wrong:,} of a sample are not found by their own vector")
+    return "; ".join([*said, "`reflect doctor --mend` makes it what the ledger says, at once"])
 
 
 def tokens(today: int, budget: int | None) -> Finding:

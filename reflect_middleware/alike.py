@@ -63,9 +63,13 @@ def union(*groups: Iterable[str]) -> tuple[str, ...]:
 
 
 def weakest(lessons: Iterable[Lesson]) -> Lesson | None:
-    """The lesson to give up first: fewest sources, then least recently updated. People's own come last."""
+    """The lesson to give up first: fewest sources, then least recently updated.
+
+    People's own come last, and behind them those that apply everywhere.
+    """
     return min(lessons, key=_strength, default=None)
 
 
-def _strength(lesson: Lesson) -> tuple[bool, int, datetime, str]:
-    return lesson.created_by in ("human", "import"), len(lesson.sources), lesson.updated_at, lesson.id
+def _strength(lesson: Lesson) -> tuple[bool, bool, int, datetime, str]:
+    by_hand = lesson.created_by in ("human", "import")
+    return lesson.always, by_hand, len(lesson.sources), lesson.updated_at, lesson.id

@@ -48,7 +48,7 @@ def parse_answer(text: str) -> tuple[list[Edit], list[str]]:
     A malformed edit is left out and named among the problems; the others stand. No edits and no problem is an empty
     answer, a good one. No edits and a problem is an answer that could not be used.
     """
-    text = _without_thoughts(text[:MOST_CHARS])
+    text = without_thoughts(text[:MOST_CHARS])
     entries, broken_off = _entries_in(text)
     if entries is None:
         return [], ['there is no JSON object with a list "edits" in it']
@@ -63,7 +63,7 @@ def read_answers(texts: Sequence[str]) -> tuple[list[Edit], list[str]]:
     return next(good, read[0] if read else parse_answer(""))
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What is said after, and not in, the thoughts of a reasoning model."""
     text = text.strip()
     if text.startswith(("{", '["', "[{", "[ {", "[\n")):  # the answer itself, which may quote such marks

@@ -12,7 +12,9 @@ import reflect_middleware
 from reflect_middleware import cli_files, cli_forget
 from reflect_middleware.cli_files import MANY, full, reflection_id
 from reflect_middleware.cli_migrate import migrate
-from reflect_middleware.cli_open import opened, reported
+from reflect_middleware.cli_open import named, opened, reported
+from reflect_middleware.cli_practice import practice
+from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
 from reflect_middleware.cli_worker import consolidate, worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
@@ -53,8 +55,10 @@ lessons = typer.Typer(
 episodes = typer.Typer(cls=ListByDefault, help="Recorded runs: list (the default), show, retry, purge.")
 reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: list (the default), show.")
 app.command()(worker)
+app.command()(practice)
 app.command()(migrate)
 lessons.command("consolidate")(consolidate)
+app.command()(reindex)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")
 app.add_typer(reflections, name="reflections")
@@ -70,6 +74,8 @@ NewWhen = Annotated[str | None, typer.Option("--when", help="The situation in wh
 NewDo = Annotated[str | None, typer.Option("--do", help="The advice.")]
 NewBecause = Annotated[str | None, typer.Option("--because", help="The evidence.")]
 NewPinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Keep it as it is, whatever is learned.")]
+NewAlways = Annotated[bool | None, typer.Option("--always/--no-always", help="Show it to every run.")]
+Always = Annotated[bool, typer.Option("--always", help="Show it to every run, whatever its task.")]
 Pinned = Annotated[bool, typer.Option("--pinned", help="Keep it as it is, whatever is learned.")]
 LessonsWith = Annotated[LessonStatus | None, typer.Option("--status", help="Only these.")]
 EpisodesWith = Annotated[EpisodeStatus | None, typer.Option("--status", help="Only these.")]
@@ -110,10 +116,18 @@ def show_lesson(reflection: Reflection, view: View, id: Id) -> None:
 @lessons.command("add")
 @opened(creates=True)
 def add_lesson(
-    reflection: Reflection, view: View, *, when: When, do: Do, because: Because = "", pinned: Pinned = False
+    reflection: Reflection,
+    view: View,
+    *,
+    when: When,
+    do: Do,
+    because: Because = "",
+    pinned: Pinned = False,
+    always: Always = False,
 ) -> None:
     """Add a lesson by hand; it is active at once."""
-    view.lesson(reflection.lessons.add(when=when, do=do, because=because, pinned=pinned, namespace=view.namespace))
+    words = {"when": when, "do": do, "because": because}
+    view.lesson(reflection.lessons.add(**words, pinned=pinned, always=always, namespace=view.namespace))
 
 
 @lessons.command("edit")
@@ -127,10 +141,11 @@ def edit_lesson(
     do: NewDo = None,
     because: NewBecause = None,
     pinned: NewPinned = None,
+    always: NewAlways = None,
 ) -> None:
-    """Change a lesson's words, or pin it."""
+    """Change a lesson's words, pin it, or have it shown to every run."""
     found = _lesson(reflection, view, id)
-    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned))
+    view.lesson(reflection.lessons.edit(found, when=when, do=do, because=because, pinned=pinned, always=always))
 
 
 @lessons.command("approve")
@@ -226,10 +241,15 @@ def resume(reflection: Reflection, view: View) -> None:
 
 
 @app.command()
-@opened(creates=True)
-def doctor(reflection: Reflection, view: View) -> None:
+@opened(opens=lambda target, values: following(target, values) if values["mend"] else named(target, creates=True))
+def doctor(
+    reflection: Reflection,
+    view: View,
+    *,
+    mend: Annotated[bool, typer.Option("--mend", help="First make the store what the ledger says.")] = False,
+) -> None:
     """Say how everything is doing and what to do (your own parts with --app); exit code 1 if there is a problem."""
-    findings = reflection.doctor()
+    findings = reflection.doctor(mend=mend)
     view.findings(findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

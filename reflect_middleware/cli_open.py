@@ -108,14 +108,16 @@ def _reflection(
     creates: bool,
     opens: Callable[[Target, dict[str, Any]], Reflection] | None,
 ) -> Iterator[Reflection]:
-    if opens is not None:
-        reflection = opens(target, values)
-    else:
-        reflection = from_app(target.app) if target.app else _from_place(target, creates=creates)
+    reflection = named(target, creates=creates) if opens is None else opens(target, values)
     try:
         yield reflection
     finally:
         reflection.close()
+
+
+def named(target: Target, *, creates: bool) -> Reflection:
+    """The user's own Reflection, or one over a ledger that opens no store."""
+    return from_app(target.app) if target.app else _from_place(target, creates=creates)
 
 
 def from_app(app: str) -> Reflection:
@@ -124,22 +126,31 @@ def from_app(app: str) -> Reflection:
     Raises:
         ConfigurationError: If there is none.
     """
-    module, _, name = app.partition(":")
     allowed = "module:name, such as 'my_agent:reflection', where the name is a Reflection"
-    if not module or not name:
-        raise ConfigurationError("--app", app, allowed)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module may raise anything when it is imported
-        raise ConfigurationError(
-            "--app", app, allowed, f"Importing it failed: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    found = imported("--app", app, allowed)
     if not isinstance(found, Reflection):
         raise ConfigurationError("--app", app, allowed, f"It is a {type(found).__name__}.")
     return found
+
+
+def imported(option: str, given: str, allowed: str) -> Any:
+    """What a user's own module has under a name, written as module:name.
+
+    Raises:
+        ConfigurationError: If there is no such thing.
+    """
+    module, _, name = given.partition(":")
+    if not module or not name:
+        raise ConfigurationError(option, given, allowed)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's module may raise anything when it is imported
+        raise ConfigurationError(
+            option, given, allowed, f"Importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
 
 
 def _from_place(target: Target, *, creates: bool) -> Reflection:

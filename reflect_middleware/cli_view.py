@@ -258,6 +258,7 @@ def _lesson_row(lesson: Lesson) -> tuple[Any, ...]:
 def _status(lesson: Lesson) -> str:
     notes = (
         (lesson.pinned, "pinned"),
+        (lesson.always, "always"),
         (not lesson.supported, "unsupported"),
         (lesson.needs_review, "review"),
         (bool(lesson.held), "of one task"),

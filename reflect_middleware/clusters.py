@@ -49,7 +49,7 @@ def consolidation_due(every: int | None, since: int, active: int, cap: int) -> b
 
 def left_alone(lesson: Lesson) -> bool:
     """Whether only a person changes it, or a reflection has to look at it first: nothing merges it or lets it fade."""
-    theirs = lesson.pinned or lesson.created_by in ("human", "import") or getattr(lesson, "always", False)
+    theirs = lesson.pinned or lesson.created_by in ("human", "import") or lesson.always
     return theirs or lesson.needs_review or lesson.status != "active"
 
 

@@ -17,7 +17,18 @@ from reflect_middleware.curate import curate
 from reflect_middleware.desk import Limits, Plan
 from reflect_middleware.errors import LessonStateError, QuotaError, ReflectorError
 from reflect_middleware.fading import EPISODES, fading, idle
-from reflect_middleware.merging import Decided, Handles, Merger, Scene, fate, merged_text, prepared, retired, wrong
+from reflect_middleware.merging import (
+    Decided,
+    Handles,
+    Merger,
+    Scene,
+    fate,
+    merged_lesson,
+    merged_text,
+    prepared,
+    retired,
+    wrong,
+)
 from reflect_middleware.prompts import MERGE, MERGE_EXAMPLE, MERGE_EXAMPLE_ANSWER, ONE_LESSON, merge_schema
 from reflect_middleware.reflect import Answer, UnusableAnswerError
 from reflect_middleware.reflecting import DECISIONS, Reflecting, filled_in
@@ -167,7 +178,8 @@ class Consolidating(Reflecting):
         )
         with telemetry.changing() as changed:
             table, embedder = self.core.parts.ledger.reflections, self.core.parts.embedder.id
-            if not table.commit(claim, final, decided.changes, embedder, tokens=self._tokens(final)):
+            changes = self._findable(decided.changes)
+            if not table.commit(claim, final, changes, embedder, tokens=self._tokens(final)):
                 raise ReflectorError("The claim's lease ended before the consolidation did; a later one begins anew.")
             changed.extend(decided.changes)
 
@@ -202,7 +214,9 @@ class Consolidating(Reflecting):
         still = [(x, reason) for x, reason in scene.fading if as_now.get(x.id) == x]
         faded = () if options.approval == "human" else tuple(x for x, _ in still)
         shelf = Shelf(vectors=scene.vectors, trials=trials, limits=options.limits)
-        merger = Merger(curate=judged, vectors=vectors, shelf=shelf.without(x.id for x in faded), limits=limits)
+        merger = Merger(
+            curate=judged, vectors=self._searched(edits), shelf=shelf.without(x.id for x in faded), limits=limits
+        )
         for edit in edits:
             merger.take(edit, scene.cluster_of(edit))
         return Decided(
@@ -223,6 +237,12 @@ class Consolidating(Reflecting):
         """Vectors of the merged lessons, by their text."""
         texts = [merged_text(edit) for edit in edits]
         return dict(zip(texts, self.core.parts.embedder.embed_documents(texts), strict=True)) if texts else {}
+
+    def _searched(self, edits: Sequence[Edit]) -> dict[str, Vector]:
+        """The vectors by which tasks would find the merged lessons, by their text."""
+        texts = [merged_lesson(edit, Limits()).searched for edit in edits]
+        made = self.core.parts.embedder.embed_documents(texts) if texts else []
+        return dict(zip(map(merged_text, edits), made, strict=True))
 
     def _known_vectors(self, lessons: Sequence[Lesson]) -> dict[str, Vector]:
         import numpy as np

@@ -21,7 +21,7 @@ from reflect_middleware.errors import LedgerUnavailableError
 from reflect_middleware.finder import Finder
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lanes import Lane, once
-from reflect_middleware.namespaces import principal_of
+from reflect_middleware.namespaces import NamespaceRule, principal_of
 from reflect_middleware.options import Options
 from reflect_middleware.outage import Outage
 from reflect_middleware.parts import Parts
@@ -29,7 +29,8 @@ from reflect_middleware.private import RESUMING, execution_info
 from reflect_middleware.render import task_text
 from reflect_middleware.retention import Housekeeper
 from reflect_middleware.session import Plan, Session, Spec
-from reflect_middleware.types import Preview
+from reflect_middleware.slot import here as practised
+from reflect_middleware.types import Namespace, Preview
 
 logger = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0
@@ -89,6 +90,7 @@ class Core:
         return Preview(
             task=plan.task,
             namespace=plan.namespace,
+            read=plan.read,
             block=choice.block,
             tokens=choice.tokens,
             lessons=choice.considered,
@@ -193,16 +195,20 @@ class Core:
             return None
         outer = session_here()
         execution, attempt = _execution(spec.agent, config)
+        slot = practised.get()
+        if slot is not None and outer is not None:
+            slot = slot.inner
         return Plan(
             spec=spec,
             namespace=namespace,
+            read=self._read(spec, namespace, lambda rule: rule.resolve(config, context, spec.agent, principal)),
             task=self._task(spec, graph_input),
             graph_input=graph_input,
             thread_id=str(configurable.get("thread_id") or ""),
             checkpoint_ns=str(configurable.get("checkpoint_ns") or ""),
             principal=principal,
-            task_key=str(per_run.get("task_key") or ""),
-            reference=per_run.get("reference"),
+            task_key=(slot.task_key if slot else "") or str(per_run.get("task_key") or ""),
+            reference=slot.reference if slot and slot.reference is not None else per_run.get("reference"),
             metadata=config.get("metadata") or {},
             learn=learn,
             use_lessons=use_lessons,
@@ -211,7 +217,26 @@ class Core:
             root_run_id=_outer_run(outer, config),
             execution=execution,
             attempt=attempt,
+            slot=slot,
         )
+
+    def _read(
+        self, spec: Spec, own: Namespace, resolve: Callable[[NamespaceRule], tuple[Namespace | None, str]]
+    ) -> tuple[Namespace, ...]:
+        """The namespaces that a run reads beside its own; one that has no name here is left out, the run goes on."""
+        found: dict[Namespace, None] = {}
+        for number, rule in enumerate(spec.read):
+            try:
+                namespace, why = resolve(rule)
+            except Exception as error:  # noqa: BLE001 - the user's callable; the run goes on with what else it reads
+                self.failed("read", error)
+                continue
+            if namespace is None:
+                said = f"{spec.agent!r} runs without the lessons of read={rule.parts!r}: {why}"
+                self.warn_once(f"{spec.agent} reads {number}", said)
+            elif namespace != own:
+                found[namespace] = None
+        return tuple(found)
 
     def _task(self, spec: Spec, graph_input: Any) -> str:
         if isinstance(graph_input, Command):

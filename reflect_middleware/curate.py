@@ -262,7 +262,8 @@ class _Judge:
         held = self._still_held(old, f"{when}: {do}")
         if self.by_hand:
             self.desk.touched.add(old.id)
-            return self._new(case, when, do, sources=sources, replaces=(old.id,), held=held), "waits as a candidate"
+            waiting = self._new(case, when, do, sources=sources, replaces=(old.id,), held=held, always=old.always)
+            return waiting, "waits as a candidate"
         changed = self.desk.change(
             old,
             when=when,
@@ -289,7 +290,8 @@ class _Judge:
                 f"it keeps what belongs to one task only: {', '.join(held)}; leave it out", lasting=True
             )
         sources = union(*(parent.sources for parent in parents), case.sources)
-        merged = self._new(case, when, do, sources=sources, replaces=tuple(parent.id for parent in parents))
+        always, replaces = any(parent.always for parent in parents), tuple(parent.id for parent in parents)
+        merged = self._new(case, when, do, sources=sources, replaces=replaces, always=always)
         if self.by_hand:
             self.desk.touched.update(merged.replaces)
             return merged, "waits as a candidate"
@@ -315,6 +317,7 @@ class _Judge:
         sources: tuple[str, ...],
         replaces: tuple[str, ...] = (),
         held: tuple[str, ...] = (),
+        always: bool = False,
     ) -> Lesson:
         """A new lesson: active, or a candidate where a person decides, evidence is missing, or it fits one task."""
         waits = self.by_hand or not case.supported or bool(held)
@@ -331,6 +334,7 @@ class _Judge:
                 sources=sources,
                 supported=case.supported,
                 held=held,
+                always=always,
                 replaces=replaces,
                 created_by=self.desk.by,
                 created_at=self.desk.at,

@@ -133,10 +133,10 @@ class Database:
             driver: Any = pooled.driver_connection
             try:
                 driver.execute("BEGIN IMMEDIATE")
-                for statement, rows in inserts:
+                found = driver.execute(self._text(unless), given).fetchone()
+                for statement, rows in inserts if found is None else ():
                     if rows:
                         driver.executemany(self._text(statement, rows[0]), rows)
-                found = driver.execute(self._text(unless), given).fetchone()
                 if (check := fence.get()) is not None:
                     check()
                 driver.execute("COMMIT" if found is None else "ROLLBACK")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from reflect_middleware import advice
 from reflect_middleware.advice import Finding
-from reflect_middleware.errors import ReflectError
+from reflect_middleware.embed import PROBE
+from reflect_middleware.errors import LedgerError
+from reflect_middleware.filling import Difference
 from reflect_middleware.frozen import findings
+from reflect_middleware.registry import shown
 from reflect_middleware.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -29,14 +33,19 @@ SETTLE_SECONDS = 5.0
 Check = Callable[["Core"], Iterable[Finding]]
 
 
-def examine(core: Core) -> tuple[Finding, ...]:
-    """Check everything that can be checked without asking a chat model. Opens what it checks."""
+def examine(core: Core, *, mend: bool = False) -> tuple[Finding, ...]:
+    """Check everything that can be checked without asking a chat model. Opens what it checks.
+
+    Args:
+        core: Of the Reflection.
+        mend: First make the store what the ledger says.
+    """
     if core.frozen:
         return findings(cast("FrozenCore", core))
     core.counters.settle(core.options.exit_timeout)
     found = _checked(core, "ledger", _ledger)
     for name, check in HERE:
-        found += _checked(core, name, check)
+        found += _checked(core, name, partial(_store, mend=True) if mend and check is _store else check)
     if found[0].ok or found[0].facts:  # else it cannot be read, which is said once
         for name, check in IN_THE_LEDGER:
             found += _checked(core, name, check)
@@ -71,20 +80,31 @@ def _ledger(core: Core) -> Iterable[Finding]:
 
 
 def _embedder(core: Core) -> Iterable[Finding]:
-    vector = core.parts.embedder.embed_query("a probe sentence")
-    made_by: Mapping[str, int] = {}
-    with contextlib.suppress(ReflectError):  # of the ledger, which has a finding of its own
-        made_by = _health(core).lessons().embedders
-    yield advice.vectors(core.parts.embedder.id, vector.shape[0], made_by)
+    embedder, ledger = core.parts.embedder, core.parts.ledger
+    dimensions = len(embedder.embed_query(PROBE))
+    known_as, made_by, last = embedder.name, dict[str, int](), ""
+    with contextlib.suppress(LedgerError):  # which has a finding of its own
+        known_as = embedder.id
+        made_by, last = _health(core).lacking(known_as), ledger.moves.last().embedder
+    yield advice.vectors(known_as, dimensions, made_by, name=embedder.name, indexed=last)
 
 
-def _store(core: Core) -> Iterable[Finding]:
+def _store(core: Core, *, mend: bool = False) -> Iterable[Finding]:
     index, ledger = core.parts.index, core.parts.ledger
     held = index.open()
     index.lane.wait_idle(SETTLE_SECONDS)
-    near = ledger.lessons.namespaces()[:NAMESPACES] if index.is_open else ()
-    behind = {namespace: index.gap(namespace) for namespace in near}
-    yield advice.store(repr(core.options.store), index.describe(), held=held, behind=behind)
+    spaces = ledger.lessons.namespaces() if index.is_open else ()
+    mended = sum((index.mend(space) for space in spaces), Difference()) if mend else None
+    found = {space: index.compare(space) for space in spaces[:NAMESPACES]}
+    yield advice.store(
+        repr(shown(index.spec)),
+        index.describe(),
+        held=held,
+        behind={space: x.missing + x.superfluous for space, x in found.items()},
+        wrong=sum(x.wrong for x in found.values()),
+        mended=None if mended is None else (mended.missing, mended.superfluous, mended.wrong),
+        moved="" if index.exact or shown(index.spec) == ledger.lessons.store else ledger.lessons.store,
+    )
 
 
 def _model(core: Core) -> Iterable[Finding]:

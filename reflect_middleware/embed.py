@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 CACHE_SIZE = 4096
 """Vectors kept; 6 MB at 384 dimensions."""
+PROBE = "A lesson is what one would do otherwise the next time."
+"""The sentence whose vector tells one model from another of the same name. Another one would make all models new."""
 MODEL_ATTRIBUTES = ("model", "model_name", "model_id", "deployment", "repo_id")
 
 
@@ -34,15 +36,25 @@ class Embedder:
     Args:
         build: makes the `Embeddings`, on first use. A failure is not remembered: the next call tries again.
         cache_size: vectors kept, by purpose and text; the least recently used one goes first.
+        identify: from the model's name and its vector of `PROBE` to the id of its vectors, so that a silent change of
+            the model is noticed. Asked once per process. None: the name is the id.
 
     Every method raises `EmbedderError` when the model fails or gives zero, NaN or vectors of another size, and what
     `build` raises, if that is a `ReflectError`. Safe for threads and forks; a text that several threads ask for at once
     is computed once.
     """
 
-    def __init__(self, build: Callable[[], Embeddings], *, cache_size: int = CACHE_SIZE) -> None:
+    def __init__(
+        self,
+        build: Callable[[], Embeddings],
+        *,
+        cache_size: int = CACHE_SIZE,
+        identify: Callable[[str, Vector], str] | None = None,
+    ) -> None:
         self._build = build
         self._cache_size = cache_size
+        self.identify = identify
+        self._id = ""  # as identified
         self._embeddings: Embeddings | None = None
         self._dim = 0
         self._cache: OrderedDict[Key, Vector] = OrderedDict()
@@ -50,8 +62,24 @@ class Embedder:
 
     @property
     def id(self) -> str:
-        """A stable name of the model, e.g. `OpenAIEmbeddings:text-embedding-3-small`. Builds the model."""
+        """A stable name of its vectors, e.g. `OpenAIEmbeddings:text-embedding-3-small`. Builds the model.
+
+        With `identify` it embeds one sentence, once; a changed model of the same name has another id.
+        """
+        if self.identify is None:
+            return self.name
+        if not self._id:
+            self._id = self.identify(self.name, self.embed_query(PROBE))
+        return self._id
+
+    @property
+    def name(self) -> str:
+        """The model's class and name. Builds the model."""
         return embedder_id(self._model())
+
+    def forget_id(self) -> None:
+        """Ask again who it is: the ledger that knew it is another one now."""
+        self._id = ""
 
     @property
     def dim(self) -> int:

@@ -15,12 +15,26 @@ import sqlalchemy as sa
 from reflect_middleware.database import Database, portions
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
-from reflect_middleware.namespaces import to_key
-from reflect_middleware.rewards_table import add, add_later, adopt, current, insert
+from reflect_middleware.forget_table import PURGING
+from reflect_middleware.hints import SOURCE, ours
+from reflect_middleware.namespaces import from_key, to_key
+from reflect_middleware.retention_table import DROPPED
+from reflect_middleware.rewards_table import (
+    add,
+    add_later,
+    adopt,
+    current,
+    found_by_us,
+    insert,
+    note,
+    row_of,
+    withdraw,
+)
 from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
 from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
-from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined
+from reflect_middleware.slot import HELD_OUT
+from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined, most_trusted
 
 ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
 
@@ -53,9 +67,13 @@ class Record:
     aliases: tuple[str, ...] = ()
     """Run and message ids under which a reward may name it."""
     rewards: tuple[Reward, ...] = ()
-    """A reviewer's decisions in this run. They do not end the wait for the episode's own reward."""
+    """A reviewer's decisions in this run, and what the run says of itself. They end no wait for another reward."""
+    heard: tuple[Reward, ...] = ()
+    """What the user's message, with which it began, says of the run before it in its thread."""
     sampled: bool = True
     """False: it does not count towards K unless it has a reward, or until one comes."""
+    measured: bool = False
+    """Whether it measured what was learned: no reflection reads it."""
 
 
 class EpisodeTable:
@@ -66,11 +84,15 @@ class EpisodeTable:
         self._put = database.replacing(table, ROW)
         self._name = database.insert_new(aliases)
         self._expose = database.insert_new(exposures)
+        self._judge = rewards.insert().inline()
 
-    def put(self, record: Record, *, again: bool = False) -> None:
+    def put(self, record: Record, *, again: bool = False) -> str:
         """Store a run; the second record of a resumed run replaces the interrupted first one.
 
         With `again` it may have been stored before, and what came after it, too: that stays as it is.
+
+        Returns:
+            The id of the episode to which the rewards in `heard` went; empty for none.
         """
         episode = record.episode
         body = episode.model_dump_json(exclude=ELSEWHERE)
@@ -93,26 +115,33 @@ class EpisodeTable:
         }
         names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
         named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
-        exposed = [exposure.model_dump() | {"episode_id": episode.id} for exposure in episode.exposures]
+        exposed = [
+            exposure.model_dump(exclude={"namespace"}) | {"episode_id": episode.id} for exposure in episode.exposures
+        ]
         inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
-        quick = not again and not record.rewards
-        if quick and self.db.append(*inserts, unless=REWARDED, given={"id": episode.id}):
-            return
+        quick = not (again or record.heard or record.measured) and all(map(ours, record.rewards))
+        signs = (self._judge, [row_of(episode.id, reward) for reward in record.rewards])
+        if quick and self.db.append(*inserts, signs, unless=REWARDED, given={"id": episode.id}):
+            return ""
         with self.db.write() as connection:
             if again and self._held(connection, episode):
-                return
+                return ""
             self.db.take_turn(connection, NAMED, shared=True)
             for statement, rows in inserts:
                 self.db.insert(connection, statement, *rows)
+            if len(episode.run_ids) > 1:
+                withdraw(connection, episode.id)
             for reward in record.rewards:
                 insert(connection, episode.id, reward)
             if connection.execute(WAITING).first() is not None:
                 adopt(connection, episode.id, names)
-            if not record.sampled:
-                judged = sa.exists().where(rewards.c.target == episode.id, rewards.c.current)
-                connection.execute(table.update().where(table.c.id == episode.id, judged).values(sampled=True))
+            _who_reads(connection, record)
             if record.ready_at:
                 self._open(connection, episode.id, record.ready_at, at_once=not record.asked)
+            previous = self._before(connection, episode) if record.heard else ""
+            for reward in record.heard if previous else ():
+                add(connection, previous, reward)
+            return previous
 
     def reward(self, episode_id: str, reward: Reward, *, given_at: float | None = None) -> None:
         """Add a reward; the same source and key replaces the former one, which stays in the history.
@@ -135,6 +164,11 @@ class EpisodeTable:
             if not found:
                 add_later(connection, _known_as(name), reward, given_at)
         return found
+
+    def note(self, reflection_id: str, given: Mapping[str, Sequence[Reward]]) -> None:
+        """Write what was found out about the episodes of a claim, while it holds; the same again changes nothing."""
+        with self.db.write() as connection:
+            note(connection, reflection_id, given)
 
     def rewards(self, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
         """The standing rewards of these episodes, also of those that have none."""
@@ -250,7 +284,9 @@ class EpisodeTable:
     def lesson_statistics(self, lesson_ids: Iterable[str]) -> dict[str, tuple[int, float | None]]:
         """For each lesson: in how many episodes it was shown, and their mean reward.
 
-        The mean is over those that have a reward, of the `STATISTICS` latest ones by their ids, which grow with time.
+        The mean is over those that have a reward, of the `STATISTICS` latest ones by their ids, which grow with time;
+        over those of one source, the most trusted that judged any of them. Signs found in the run are left out: a clean
+        run has none, so their mean would only speak of the others.
         """
         counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
         times: dict[str, int] = {}
@@ -261,9 +297,9 @@ class EpisodeTable:
                 times |= {row.lesson_id: row.times for row in connection.execute(mine)}
                 for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
                     judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
-        earned: dict[str, list[float | None]] = {}
+        earned: dict[str, list[list[Reward]]] = {}
         for (lesson_id, _), given in judged.items():
-            earned.setdefault(lesson_id, []).append(combined(given))
+            earned.setdefault(lesson_id, []).append(given)
         return {lesson_id: (count, _mean(earned.get(lesson_id, ()))) for lesson_id, count in times.items()}
 
     def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
@@ -278,7 +314,9 @@ class EpisodeTable:
         rows: dict[str, Any] = {}
         for some in portions(ids):
             for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
-                exposed.setdefault(row.episode_id, []).append(Exposure.model_validate(dict(row._mapping)))  # noqa: SLF001
+                place = from_key(row.namespace) if row.namespace else ()
+                found = Exposure.model_validate({**row._mapping, "namespace": place})  # noqa: SLF001
+                exposed.setdefault(row.episode_id, []).append(found)
             rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
         return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
 
@@ -290,9 +328,27 @@ class EpisodeTable:
         body: str = connection.execute(query).scalar_one()
         return bool(body) and set(episode.run_ids) <= set(json.loads(body).get("run_ids", ()))
 
+    def _before(self, connection: sa.Connection, episode: Episode) -> str:
+        """The id of the thread's run before this one, held; empty if there is none, or another agent was the last."""
+        query = (
+            sa.select(table.c.id, table.c.agent, table.c.dead_letter)
+            .where(
+                table.c.thread_id == episode.thread_id,
+                table.c.namespace == to_key(episode.namespace),
+                table.c.started_at < episode.started_at.timestamp(),
+                table.c.root_run_id != episode.root_run_id,
+                table.c.parent_id == "",
+            )
+            .order_by(table.c.started_at.desc())
+            .limit(1)
+        )
+        found = connection.execute(query.with_for_update()).first()
+        known = found is not None and found.agent == episode.agent and found.dead_letter not in (PURGING, DROPPED)
+        return str(found.id) if found is not None and known else ""
+
     def _open(self, connection: sa.Connection, episode_id: str, ready_at: float, *, at_once: bool) -> None:
         """Let an ended episode count from a time on; with `at_once` now, if it has a reward."""
-        given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX)
+        given = rewards.c.current & ~rewards.c.waiting & ~rewards.c.key.startswith(PREFIX) & ~found_by_us
         has_reward = sa.exists().where(rewards.c.target == table.c.id, given)
         counts_at = self.db.at(ready_at)
         when = sa.case((has_reward, 0.0), else_=counts_at) if at_once else counts_at
@@ -330,7 +386,21 @@ def _latest() -> sa.Select[str, str, str]:
 
 
 _LATEST = _latest()
-_EXPOSED = sa.select(exposures).order_by(exposures.c.position)
+_EXPOSED = (
+    sa.select(exposures, lessons.c.namespace)
+    .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)
+    .order_by(exposures.c.position)
+)
+
+
+def _who_reads(connection: sa.Connection, record: Record) -> None:
+    """No reflection, if it measured; one all the same, if it was sampled out and has a reward."""
+    mine = table.update().where(table.c.id == record.episode.id)
+    if record.measured:
+        connection.execute(mine.values(reflection_id=HELD_OUT))
+    if not record.sampled:
+        judged = sa.exists().where(rewards.c.target == record.episode.id, rewards.c.current, ~found_by_us)
+        connection.execute(mine.where(judged).values(sampled=True))
 
 
 def _known_as(name: str) -> str:
@@ -339,8 +409,11 @@ def _known_as(name: str) -> str:
     return found[1] if found else name
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(judged: Sequence[Sequence[Reward]]) -> float | None:
+    """The mean over episodes of what the most trusted source says that judged any of them."""
+    told = [[reward for reward in given if reward.source != SOURCE or not ours(reward)] for given in judged]
+    source = most_trusted(reward for given in told for reward in given)
+    known = [value for given in told if (value := combined([r for r in given if r.source == source])) is not None]
     return sum(known) / len(known) if known else None
 
 

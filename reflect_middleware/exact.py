@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reflect_middleware.errors import StoreError
-from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, no_vectors
+from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, no_vectors, one_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -129,18 +129,9 @@ def _with(table: _Table, entries: Sequence[Entry]) -> _Table:
         return table
     new = {entry.id: entry.vector for entry in entries}
     kept = _without(table, set(new))
-    rows = np.ascontiguousarray(list(new.values()), dtype=np.float32) if _same_dim(new.values()) else None
-    if rows is None or (kept.matrix is not None and kept.matrix.shape[1] != rows.shape[1]):
-        dims = sorted({len(v) for v in new.values()} | ({kept.matrix.shape[1]} if kept.matrix is not None else set()))
-        raise StoreError(
-            f"Vectors of different sizes {dims} cannot share a namespace. After a change of the embedding model, "
-            "drop the namespace and add all its lessons again."
-        )
+    one_size(new.values(), 0 if kept.matrix is None else kept.matrix.shape[1])
+    rows = np.ascontiguousarray(list(new.values()), dtype=np.float32)
     return _Table((*kept.ids, *new), rows if kept.matrix is None else np.concatenate([kept.matrix, rows]))
-
-
-def _same_dim(vectors: Iterable[Vector]) -> bool:
-    return len({len(vector) for vector in vectors}) == 1
 
 
 def _without(table: _Table, gone: set[str]) -> _Table:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonStateError
+from reflect_middleware.hints import HEARD, SOURCE
 from reflect_middleware.lessons_table import FLOOR, LessonTable
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.retention_table import DROPPED
@@ -36,6 +37,7 @@ from reflect_middleware.schema import (
     owned,
     reflections,
     rewards,
+    vectors,
     work,
 )
 from reflect_middleware.types import AuditEntry, Episode, Lesson, Namespace, ReflectionRecord, Reward
@@ -181,7 +183,7 @@ class ForgetTable:
                 for namespace in {lesson.namespace for lesson in some}:
                     self.lessons.touch(connection, namespace)
                 connection.execute(lessons.delete().where(lessons.c.id.in_(ids)))
-                for table in (lesson_versions, lesson_sources, exposures):
+                for table in (lesson_versions, lesson_sources, exposures, vectors):
                     connection.execute(table.delete().where(table.c.lesson_id.in_(ids)))
 
     def keep_lesson(self, lesson: Lesson, expected: int, drop: Sequence[int], gone: Collection[str]) -> bool:
@@ -244,6 +246,7 @@ class ForgetTable:
                 waiting = rewards.c.waiting & rewards.c.target.in_(runs)
                 counts["rewards"] += connection.execute(rewards.delete().where(waiting)).rowcount
                 counts["rewards"] += connection.execute(rewards.delete().where(rewards.c.target.in_(some))).rowcount
+                counts["rewards"] += connection.execute(rewards.delete().where(_quoting(some))).rowcount
                 gone = exposures.delete().where(exposures.c.episode_id.in_(some))
                 counts["exposures"] += connection.execute(gone).rowcount
                 connection.execute(aliases.delete().where(aliases.c.alias.in_(some)))
@@ -369,3 +372,11 @@ def _position(database: Database, column: Any, word: str) -> Any:
 
 def _stands(word: str, text: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+
+
+def _quoting(ids: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Rewards of other runs in their threads that may quote a message of one of these episodes."""
+    gone = episodes.alias()
+    thread = (gone.c.thread_id == episodes.c.thread_id) & (gone.c.namespace == episodes.c.namespace)
+    mine = sa.select(episodes.c.id).join(gone, thread).where(gone.c.id.in_(ids), gone.c.thread_id != "")
+    return (rewards.c.source == SOURCE) & rewards.c.key.in_(HEARD) & rewards.c.target.in_(mine)

@@ -33,6 +33,7 @@ class Serving(TypedDict, total=False):
 
     embeddings: Embeddings | str | None
     namespace: Namespace | NamespaceFn | None
+    read: Sequence[Namespace | NamespaceFn]
     task: Callable[[Any], str] | None
     top_k: int
     token_budget: int

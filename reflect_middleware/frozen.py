@@ -17,6 +17,7 @@ from reflect_middleware.errors import (
 from reflect_middleware.finder import WARM_UP_SECONDS, Finder
 from reflect_middleware.freezing import Shelf
 from reflect_middleware.keeper import Keeper
+from reflect_middleware.lesson_file import in_order
 from reflect_middleware.lessons_table import Indexed
 from reflect_middleware.parts import Parts
 from reflect_middleware.retrieve import Choice
@@ -65,7 +66,7 @@ class _Frozen:
 class FrozenLessons(_Frozen):
     """A shelf in the form of the ledger's lessons. It never changes, so its vectors are made once."""
 
-    generation = ""
+    generation = store = ""
 
     def __init__(self, shelf: Shelf, embed: Callable[[Sequence[str]], Sequence[Vector]]) -> None:
         super().__init__(shelf.file)
@@ -99,6 +100,14 @@ class FrozenLessons(_Frozen):
 
     known_state = state
 
+    def revisions(self, spaces: Sequence[Namespace]) -> list[int]:
+        """The revisions of namespaces."""
+        return [self.state(space)[0] for space in spaces]
+
+    def always(self, namespace: Namespace) -> tuple[Lesson, ...]:
+        """The lessons of a namespace that apply everywhere, the oldest first."""
+        return tuple(in_order(lesson for lesson in self.find(namespace) if lesson.always))
+
     def waits(self, namespace: Namespace) -> bool:
         """Whether its vectors are still to be made."""
         return namespace in self._spaces and namespace not in self._rows
@@ -108,7 +117,7 @@ class FrozenLessons(_Frozen):
         with self._lock:
             if self.waits(namespace):
                 lessons = sorted(self._spaces[namespace], key=lambda lesson: lesson.id)  # as a ledger: ties are alike
-                vectors = self._embed([lesson.text for lesson in lessons])
+                vectors = self._embed([lesson.searched for lesson in lessons])
                 self._rows[namespace] = [
                     Indexed(id=lesson.id, active=True, revision=1, vector=vector.tobytes())
                     for lesson, vector in zip(lessons, vectors, strict=True)
@@ -137,10 +146,17 @@ class FrozenEpisodes(_Frozen):
         run = (plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
         with self._lock:
             before = self._open.pop(run, None) if plan.resume is not None else None
-            space, task = (before.namespace, before.task) if before else (plan.namespace, plan.task)
+            space, read, task = (
+                (before.namespace, before.read, before.task) if before else (plan.namespace, plan.read, plan.task)
+            )
             if status == "interrupted":
                 self._open[run] = Episode(
-                    id=session.episode_id, namespace=space, task=task, status=status, started_at=session.started
+                    id=session.episode_id,
+                    namespace=space,
+                    read=read,
+                    task=task,
+                    status=status,
+                    started_at=session.started,
                 )
             self._shown[space, plan.thread_id] = [x.lesson_id for x in session.choice.exposures if x.shown]
             for memory in (self._open, self._shown):
@@ -184,6 +200,10 @@ class FrozenParts(Parts):
 
     core: FrozenCore
 
+    def _identify(self, name: str, probe: Vector) -> str:
+        """All vectors are made here, by one embedder."""
+        return name
+
     def _embedded(self, texts: Sequence[str]) -> Sequence[Vector]:
         return self.embedder.embed_documents(texts)
 
@@ -217,21 +237,24 @@ class FrozenFinder(Finder):
         self, plan: Plan, inside: Callable[[Callable[[], Any]], Callable[[], Any]]
     ) -> Iterator[tuple[Callable[[], Future[Any]], float]]:
         """As in any Reflection, with the vectors before."""
-        lessons = self._lessons
-        if plan.use_lessons and lessons.waits(plan.namespace) and not self._resting():
-            yield lambda: self.lane.submit(inside(lambda: self._load(plan.namespace))), WARM_UP_SECONDS
+        if plan.use_lessons and self._waits(plan) and not self._resting():
+            yield lambda: self.lane.submit(inside(lambda: self._load(plan))), WARM_UP_SECONDS
         yield from super().fetches(plan, inside)
 
     def at_once(self, plan: Plan) -> tuple[Choice, str] | None:
         """As in any Reflection, once there are vectors."""
-        return None if self._lessons.waits(plan.namespace) else super().at_once(plan)
+        return None if self._waits(plan) else super().at_once(plan)
 
     @property
     def _lessons(self) -> FrozenLessons:
         return cast("FrozenLessons", self.core.parts.ledger.lessons)
 
-    def _load(self, namespace: Namespace) -> None:
-        self._lessons.indexed(namespace)
+    def _waits(self, plan: Plan) -> bool:
+        return any(map(self._lessons.waits, (plan.namespace, *plan.read)))
+
+    def _load(self, plan: Plan) -> None:
+        for namespace in (plan.namespace, *plan.read):
+            self._lessons.indexed(namespace)
 
 
 class FrozenKeeper(Keeper):

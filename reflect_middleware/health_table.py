@@ -13,6 +13,7 @@ from reflect_middleware.counters import Count
 from reflect_middleware.database import Database
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.namespaces import from_key
+from reflect_middleware.rewards_table import found_by_us
 from reflect_middleware.schema import (
     counters,
     dead,
@@ -25,6 +26,7 @@ from reflect_middleware.schema import (
     rewards,
     spent,
     unread,
+    vectors,
     work,
 )
 from reflect_middleware.types import Namespace, ReflectionRecord
@@ -69,12 +71,10 @@ class EpisodeCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LessonCounts:
-    """Lessons by status, and the vectors of those in use."""
+    """Lessons by status."""
 
     by_status: Mapping[str, int]
     needs_review: int
-    embedders: Mapping[str, int]
-    """Active lessons by the embedder that made their vectors; an empty name for those without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,20 +179,25 @@ class HealthTable:
             )
 
     def lessons(self) -> LessonCounts:
-        """Lessons by status and embedder: one pass over the lessons, which are few beside the episodes."""
+        """Lessons by status: one pass over the lessons, which are few beside the episodes."""
         review = lessons.c.body.contains('"needs_review":true')  # a quotation mark inside a text is escaped
-        columns = (lessons.c.status, lessons.c.embedder, review.label("review"))
+        columns = (lessons.c.status, review.label("review"))
         query = sa.select(*columns, sa.func.count().label("n")).group_by(*columns)
         with self.db.read() as connection:
             rows = connection.execute(query).all()
         by_status: dict[str, int] = {}
-        embedders: dict[str, int] = {}
         for row in rows:
             by_status[row.status] = by_status.get(row.status, 0) + row.n
-            if row.status == "active":
-                embedders[row.embedder] = embedders.get(row.embedder, 0) + row.n
         marked = sum(row.n for row in rows if row.review and row.status != "retired")
-        return LessonCounts(by_status=by_status, needs_review=marked, embedders=embedders)
+        return LessonCounts(by_status=by_status, needs_review=marked)
+
+    def lacking(self, embedder: str) -> dict[str, int]:
+        """Active lessons of which this embedder has made no vector, by the one that has; an empty name for none."""
+        beside = sa.exists().where(vectors.c.lesson_id == lessons.c.id, vectors.c.embedder == embedder)
+        mine = sa.or_(lessons.c.embedder == embedder, beside)
+        query = sa.select(lessons.c.embedder, sa.func.count().label("n")).where(lessons.c.status == "active", ~mine)
+        with self.db.read() as connection:
+            return {row.embedder: row.n for row in connection.execute(query.group_by(lessons.c.embedder))}
 
     def newest_reflection(self, status: str) -> tuple[float, ReflectionRecord] | None:
         """The newest reflection of this status, with the time of its start (epoch seconds)."""
@@ -214,10 +219,10 @@ class HealthTable:
         )
 
     def delays(self) -> Delays:
-        """When the newest `SAMPLE` rewards came; a reviewer's decisions, which come during the run, do not count."""
+        """When the newest `SAMPLE` rewards came; a reviewer's decisions and what we find ourselves do not count."""
         newest = (
             sa.select(rewards.c.target, rewards.c.at)
-            .where(~rewards.c.waiting, ~rewards.c.key.startswith(PREFIX))
+            .where(~rewards.c.waiting, ~rewards.c.key.startswith(PREFIX), ~found_by_us)
             .order_by(rewards.c.seq.desc())
             .limit(SAMPLE)
             .subquery()

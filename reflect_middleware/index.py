@@ -11,15 +11,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from reflect_middleware.database import portions
-from reflect_middleware.errors import EmbedderError, StoreError, StoreLockedError
+from reflect_middleware.errors import EmbedderError, StoreLockedError
 from reflect_middleware.exact import ExactStore
+from reflect_middleware.filling import Difference, compare, entries, fill, folder_of, mend, renewed
 from reflect_middleware.forks import gate
 from reflect_middleware.lanes import Lane
-from reflect_middleware.lessons_table import Indexed, LessonTable, vector_bytes
+from reflect_middleware.lessons_table import Indexed, LessonTable
+from reflect_middleware.options import DEFAULT_STORE
 from reflect_middleware.registry import open_store
 from reflect_middleware.store import Entry, Hit, LessonStore, StoreContext
 from reflect_middleware.types import Namespace
@@ -33,8 +33,11 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
 """How long a store that failed is left alone."""
 
-GENERATION = "reflect.generation"
-"""In a store's folder: of which generation of the ledger its entries are."""
+FEW = 10
+"""A store that gives fewer lessons, though it has more, has lost some; of many an approximate one may miss a few."""
+
+EMBEDDED_AT_ONCE = 100
+"""So many lessons are embedded by one call and kept by one transaction: a killed process loses no more."""
 
 
 class Index:
@@ -58,14 +61,9 @@ class Index:
         self.embedder = embedder
         self.lane = Lane("index")
         weakref.finalize(self, self.lane.stop).atexit = False  # of a Reflection that nobody has closed
-        self._open_store = None if options.store == "exact" else lambda context: open_store(options.store, context)
+        self._options = options
+        self._followed = lessons.store
         self._failed = failed
-        self._context = StoreContext(
-            path=options.path / (options.store.partition(":")[0] if isinstance(options.store, str) else "store"),
-            vectors=self.vectors,
-            ledger_url=options.ledger_url,
-            options=options.store_options,
-        )
         self._exact = ExactStore(self.vectors)
         self._exact_marks: dict[Namespace, int] = {}
         self._store: LessonStore | None = None
@@ -73,6 +71,10 @@ class Index:
         self._not_before = 0.0
         self._searches = 0
         self._queued: set[Namespace] = set()
+        self._counts: dict[Namespace, int] = {}
+        """How many lessons the store had of a namespace when it was brought up to date."""
+        self._refilled: dict[Namespace, float] = {}
+        """When a namespace whose store had lost lessons was last filled again."""
         self._incomplete: set[Namespace] = set()
         """Namespaces with active lessons that have no vector yet."""
         self._generation = lessons.generation
@@ -82,21 +84,37 @@ class Index:
         self._opening = threading.Lock()
         """While the store is opened or emptied: not only the lane does that."""
 
+    @property
+    def spec(self) -> Any:
+        """Which store: as the code says, else as the ledger was moved when it was last read, else the default."""
+        return self.lessons.store or DEFAULT_STORE if self._options.store is None else self._options.store
+
+    @property
+    def exact(self) -> bool:
+        """Whether searches go over the ledger's vectors by choice."""
+        return isinstance(self.spec, str) and self.spec == "exact"
+
     def search(self, namespace: Namespace, revision: int, vector: Vector, k: int) -> list[Hit]:
         """The k active lessons nearest to `vector` as of `revision`, best first."""
         if self._generation != self.lessons.generation:
             self._begin_anew(namespace)
+        if self._followed != self.lessons.store:
+            self._follow()
         store, mark = self._store, self._marks.get(namespace)
         if store is None or mark is None:
             self._searches += 1
-            if self._open_store is not None and self._searches > 1 and time.monotonic() >= self._not_before:
+            if not self.exact and self._searches > 1 and time.monotonic() >= self._not_before:
                 # Not for the first search: a script of one run need not wait for a store to open and close.
                 self.sync_later(namespace)
             return self._search_exactly(namespace, revision, vector, k)
         try:
             hits = store.search(self._space(namespace), vector, k)
         except Exception as error:  # noqa: BLE001 - any driver; the ledger's vectors serve meanwhile
-            self._give_up(error)
+            if store is self._store:  # else it was closed meanwhile, because there is another one now
+                self._give_up(error)
+            return self._search_exactly(namespace, revision, vector, k)
+        if len(hits) < min(k, FEW, self._counts.get(namespace, 0)):
+            self._refill(namespace, len(hits))
             return self._search_exactly(namespace, revision, vector, k)
         if mark >= revision:
             return hits
@@ -106,7 +124,7 @@ class Index:
 
     def vectors(self, namespace: Namespace) -> Sequence[Entry]:
         """The active lessons' vectors, read from the ledger."""
-        return _entries(self.lessons.indexed(namespace, 0, self.embedder.id))
+        return entries(self.lessons.indexed(namespace, 0, self.embedder.id))
 
     def sync_later(self, namespace: Namespace) -> None:
         """Bring vectors and store up to date in the background."""
@@ -122,20 +140,41 @@ class Index:
         Raises:
             ReflectError: If the embedder, the ledger or the store fails.
         """
-        self._embed_missing(namespace)
+        self.embed(namespace)
         self._incomplete.discard(namespace)
-        if self._open_store is None:
+        if (store := self.opened()) is None:
             return
-        store = self._opened(self._open_store)
         mark = self._marks.get(namespace)
         revision, _ = self.lessons.state(namespace)
         rows = self.lessons.indexed(namespace, mark or 0, self.embedder.id)
         if mark:
-            store.upsert(self._space(namespace), _entries(rows))
+            store.upsert(self._space(namespace), entries(rows))
             store.delete(self._space(namespace), [row.id for row in rows if not row.active])
         else:
-            _fill(store, self._space(namespace), _entries(rows))
-        self._marks[namespace] = max([mark or 0, revision, *(row.revision for row in rows)])
+            fill(store, self._space(namespace), entries(rows))
+        count = self.lessons.standing(namespace).get("active", 0)
+        with self._lock:
+            if store is self._store:  # else it was given up, or there is another one now
+                self._marks[namespace] = max([mark or 0, revision, *(row.revision for row in rows)])
+                self._counts[namespace] = count
+
+    def embed(self, namespace: Namespace, tell: Callable[[int], None] = lambda _: None) -> int:
+        """Embed the active lessons that this embedder has not seen; gives how many that were.
+
+        Args:
+            namespace: Whose lessons.
+            tell: Told of each portion, by how many it is, once it is kept.
+
+        Raises:
+            ReflectError: If the embedder or the ledger fails. What was kept until then stays.
+        """
+        missing = self.lessons.without_vectors(namespace, self.embedder.id)
+        for start in range(0, len(missing), EMBEDDED_AT_ONCE):
+            lessons = self.lessons.many(missing[start : start + EMBEDDED_AT_ONCE])
+            vectors = self.embedder.embed_documents([lesson.searched for lesson in lessons])
+            self.lessons.set_vectors(namespace, list(zip(lessons, vectors, strict=True)), self.embedder.id)
+            tell(len(lessons))
+        return len(missing)
 
     def rebuild(self, namespaces: Sequence[Namespace]) -> str:
         """Empty the store, after a purge; it is filled again as it is searched. Gives the reason where it cannot be.
@@ -145,15 +184,15 @@ class Index:
         """
         return self.lane.submit(lambda: self._rebuild(namespaces)).result()
 
-    def close(self) -> None:
-        """Release the store."""
+    def close(self, *, store: bool = True) -> None:
+        """End, and release the store; one that goes on elsewhere (`store=False`) stays open."""
         self.lane.wait_idle(5.0)
         self.lane.stop()
         with self._lock:
-            store, self._store = self._store, None
+            held, self._store = self._store, None
             self._marks.clear()
-        if store is not None:
-            store.close()
+        if held is not None and store:
+            held.close()
 
     def open(self) -> str:
         """Open the store, if one is to be used; gives the reason where another process has it, else nothing.
@@ -162,8 +201,7 @@ class Index:
             StoreError: If it cannot be opened.
         """
         try:
-            if self._open_store is not None:
-                self._opened(self._open_store)
+            self.opened()
         except StoreLockedError as error:
             return str(error)
         return ""
@@ -173,17 +211,29 @@ class Index:
         """Whether searches may go over the store here."""
         return self._store is not None
 
-    def gap(self, namespace: Namespace) -> int:
-        """How many active lessons the open store lacks, or has too many, for `reflect doctor`."""
-        if (store := self._store) is None:
-            return 0
-        rows = self.lessons.indexed(namespace, 0, self.embedder.id)
-        wanted = {row.id for row in rows if row.active and row.vector is not None}
-        return len(store.ids(self._space(namespace)) ^ wanted)
+    def compare(self, namespace: Namespace) -> Difference:
+        """What the open store has of a namespace, compared with the ledger, for `reflect doctor`.
+
+        A store that does not outlive the process is compared once this process has filled it.
+        """
+        store = self._store
+        if store is None or not (store.capabilities.persistent or namespace in self._marks):
+            return Difference()
+        return compare(store, self._space(namespace), self.vectors(namespace))
+
+    def mend(self, namespace: Namespace) -> Difference:
+        """Make the open store what the ledger says; gives what was wrong."""
+
+        def job() -> Difference:
+            self.embed(namespace)
+            store = self._store
+            return Difference() if store is None else mend(store, self._space(namespace), self.vectors(namespace))
+
+        return self.lane.submit(job).result()
 
     def describe(self) -> str:
         """Which way searches go now, for `reflect doctor`."""
-        if self._open_store is None:
+        if self.exact:
             return "exact search over the ledger's vectors"
         return "the store" if self._store is not None else "the ledger's vectors (the store is not open here)"
 
@@ -203,7 +253,7 @@ class Index:
             self._exact.refresh(namespace)
         else:
             rows = self.lessons.indexed(namespace, mark, self.embedder.id)
-            self._exact.upsert(namespace, _entries(rows))
+            self._exact.upsert(namespace, entries(rows))
             self._exact.delete(namespace, [row.id for row in rows if not row.active])
         if self.lessons.without_vectors(namespace, self.embedder.id):
             self._incomplete.add(namespace)
@@ -229,31 +279,78 @@ class Index:
         if store is not None:
             self.lane.submit(store.close)
 
+    def _refill(self, namespace: Namespace, found: int) -> None:
+        """A store that gives fewer lessons than it was told of has lost some: its owner may have emptied it."""
+        if time.monotonic() < self._refilled.get(namespace, 0.0) + RETRY_SECONDS:
+            return  # that has not helped, and a namespace is not filled at each search
+        name, count = "/".join(namespace), self._counts.get(namespace, 0)
+        logger.warning("reflect: the store of %s found %d of %d lessons: it is filled again", name, found, count)
+        with self._lock:
+            self._refilled[namespace] = time.monotonic()
+            self._marks.pop(namespace, None)
+        self.sync_later(namespace)
+
+    def _follow(self) -> None:
+        """The ledger was moved to another store: let go of the former one, if the code names none."""
+        with self._lock:
+            self._followed = self.lessons.store
+            if self._options.store is not None:
+                return
+            store, self._store = self._store, None
+            self._marks.clear()
+            self._not_before = 0.0
+        if store is not None:
+            self.lane.submit(store.close)
+
     def _space(self, namespace: Namespace) -> Namespace:
         """The store's name for a namespace: vectors of different embedders never meet."""
         return (*namespace, self.embedder.id)
 
-    def _opened(self, opener: Callable[[StoreContext], LessonStore]) -> LessonStore:
-        """The store, empty of what is older than the ledger's generation, even if a search gives it up meanwhile."""
+    def opened(self) -> LessonStore | None:
+        """The store, empty of what is older than the ledger's generation, even if a search gives it up meanwhile.
+
+        None where searches go over the ledger's vectors by choice.
+
+        Raises:
+            StoreError: If it cannot be opened; `StoreLockedError` if another process has it.
+            LedgerError: If the ledger cannot be read.
+        """
+        if self.exact and self._options.store is not None:
+            return None
         with self._opening:
+            generation = self.lessons.read_generation()
+            if self._followed != self.lessons.store:
+                self._follow()
+            if self.exact:
+                return None
+            context = self._context()
             if (store := self._store) is None:
                 with gate.passing():
-                    self._store = store = opener(self._context)
+                    self._store = store = open_store(self.spec, context)
                 self._store_generation = None
-            if (generation := self.lessons.read_generation()) != self._store_generation:
+            if generation != self._store_generation:
                 self._marks.clear()  # a search may not have noticed yet, and what is filled now is filled anew
-                renewed(store, self._context.path, generation)
+                renewed(store, context.path, generation)
                 self._store_generation = generation
             return store
 
+    def _context(self) -> StoreContext:
+        spec, options = self.spec, self._options
+        return StoreContext(
+            path=options.path / folder_of(spec),
+            vectors=self.vectors,
+            ledger_url=options.ledger_url,
+            options=options.store_options,
+        )
+
     def _rebuild(self, namespaces: Sequence[Namespace]) -> str:
         self._forget_marks()
-        if self._open_store is None:
-            return ""
         try:
-            store = self._opened(self._open_store)
+            if (store := self.opened()) is None:
+                return ""
             for namespace in () if hasattr(store, "clear") else namespaces:
-                store.drop(self._space(namespace))
+                for embedder in {self.embedder.id, *self.lessons.embedders()}:
+                    store.drop((*namespace, embedder))
         except Exception as error:  # noqa: BLE001 - any driver; the purge of the ledger stands, and says this
             if not isinstance(error, StoreLockedError):
                 self._give_up(error)
@@ -275,70 +372,10 @@ class Index:
             self._incomplete.clear()
             self._exact.refresh()
 
-    def _embed_missing(self, namespace: Namespace) -> None:
-        for some in portions(self.lessons.without_vectors(namespace, self.embedder.id)):
-            lessons = self.lessons.many(some)
-            vectors = self.embedder.embed_documents([lesson.text for lesson in lessons])
-            pairs = zip((lesson.id for lesson in lessons), vectors, strict=True)
-            self.lessons.set_vectors(namespace, vector_bytes(pairs), self.embedder.id)
-
-
-def renewed(store: LessonStore, folder: Path, generation: str) -> None:
-    """Empty a store in a folder of ours that was filled before the ledger's present generation."""
-    if outdated(folder, generation):
-        if (clear := getattr(store, "clear", None)) is not None:
-            clear()
-        (folder / GENERATION).write_text(generation)
-
-
-def outdated(folder: Path, generation: str) -> bool:
-    """Whether a store's folder was filled before the ledger's present generation."""
-    note = folder / GENERATION
-    return folder.is_dir() and (note.read_text() if note.is_file() else "") != generation
-
-
-def clear_folder(name: str, folder: Path, generation: str) -> str:
-    """Empty the folder of a store that this process does not use; gives the reason where that cannot be."""
-    try:
-        store = open_store(name, StoreContext(path=folder))
-        try:
-            renewed(store, folder, generation)
-        finally:
-            store.close()
-    except Exception as error:  # noqa: BLE001 - any driver, and a process that holds the folder
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _entries(rows: Sequence[Indexed]) -> list[Entry]:
-    import numpy as np
-
-    return [
-        Entry(id=row.id, vector=np.frombuffer(row.vector, dtype=np.float32))
-        for row in rows
-        if row.active and row.vector is not None
-    ]
-
-
-def _fill(store: LessonStore, space: Namespace, entries: Sequence[Entry]) -> None:
-    """Make a namespace of a store that was just opened what the ledger says.
-
-    One that only this process holds may have been damaged on the disk: where it fails it is dropped and made anew.
-    """
-    try:
-        store.delete(space, store.ids(space) - {entry.id for entry in entries})
-        store.upsert(space, entries)
-    except StoreError as error:
-        if store.capabilities.multi_process:
-            raise
-        logger.warning("reflect: the store of %s is made anew from the ledger: %s", "/".join(space), error)
-        store.drop(space)
-        store.upsert(space, entries)
-
 
 def _merge(hits: Sequence[Hit], changed: Sequence[Indexed], vector: Vector, k: int) -> list[Hit]:
     """The store's hits, with what changed since then compared exactly."""
     newer = {row.id for row in changed}
-    fresh = [(entry.id, float(entry.vector @ vector)) for entry in _entries(changed)]
+    fresh = [(entry.id, float(entry.vector @ vector)) for entry in entries(changed)]
     kept = [hit for hit in hits if hit[0] not in newer]
     return sorted([*kept, *fresh], key=lambda hit: -hit[1])[:k]

@@ -14,6 +14,7 @@ from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.due import counts, lot
 from reflect_middleware.lanes import Lane
 from reflect_middleware.outage import Outage
+from reflect_middleware.overhear import heard, seen
 from reflect_middleware.reward import call, rewards_in
 from reflect_middleware.session import Plan, Session
 from reflect_middleware.telemetry import evaluated, remember
@@ -143,11 +144,16 @@ class Keeper:
 
     def _save(self, session: Session, status: EpisodeStatus, error: BaseException | None, ended: datetime) -> Episode:
         record = self._record(session, status, error, ended)
-        self.core.parts.ledger.episodes.put(record)
+        if not self.outage.up:  # the run before may still wait, and another one would be taken for it
+            record = replace(record, heard=())
+        before = self.core.parts.ledger.episodes.put(record)
         if (database := self.core.parts.ledger.database).log_is_long:
             self.writer.submit(lambda: self.core.safely("checkpoint", database.checkpoint))
-        for reward in record.rewards:
-            evaluated(record.episode.id, reward)
+        for episode_id, reward in [(record.episode.id, r) for r in record.rewards] + [
+            (before, r) for r in record.heard
+        ]:
+            if episode_id:
+                evaluated(episode_id, reward)
         if self.core.options.run != "inline":
             self._follow_up(session, record.episode, ended.timestamp())
         return record.episode
@@ -195,7 +201,9 @@ class Keeper:
             session.resumed_id = standing.id if standing else ""
         earlier = self._earlier(session)
         record = self._rendered(session, status, error, ended, earlier)
-        return record if earlier is None else replace(record, rewards=self.decided(earlier, plan.resume))
+        if earlier is None:
+            return record
+        return replace(record, rewards=(*record.rewards, *self.decided(earlier, plan.resume)))
 
     def _rendered(
         self,
@@ -207,13 +215,22 @@ class Keeper:
     ) -> Record:
         from reflect_middleware.recording import record_of
 
-        options, asked = self.core.options, self._reward_of(session) is not None
+        options, asked, slot = self.core.options, self._reward_of(session) is not None, session.plan.slot
         wait = options.reward_timeout if asked else options.reward_wait
+        held = slot is not None and bool(slot.alias)  # the practice asks for the reward itself, and reflects itself
+        if slot is not None and held:
+            wait, asked = slot.hold, True
         record = record_of(
             session, status, error, ended, earlier=earlier, wait=wait, asked=asked, redact=options.redact
         )
         drawn = lot(record.episode, options.seed)
-        return replace(record, sampled=counts(status, drawn, rewarded=False, sample=options.sample))
+        return replace(
+            record,
+            sampled=held or counts(status, drawn, rewarded=False, sample=options.sample),
+            rewards=seen(self.core, record.episode),
+            measured=slot is not None and slot.measured,
+            heard=() if earlier else heard(self.core, session.plan),
+        )
 
     def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
         """The reviewer's decisions with which an interrupted run went on."""
@@ -240,7 +257,8 @@ class Keeper:
         return earlier
 
     def _reward_of(self, session: Session) -> Callable[..., Any] | None:
-        return session.plan.spec.reward or self.core.options.reward
+        slot = session.plan.slot
+        return None if slot is not None and slot.alias else session.plan.spec.reward or self.core.options.reward
 
     def _follow_up(self, session: Session, episode: Episode, ended: float) -> None:
         """What a stored run sets off, behind the commit: who waits for that goes on first, and two threads at once."""

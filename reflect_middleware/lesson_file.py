@@ -31,12 +31,11 @@ ID_CHARS = 200
 PATCH_WHEN = "working on any task"
 """The situation of a lesson that was written as a free text."""
 STATUSES = ("candidate", "active", "retired")
-ALWAYS = "always" in Lesson.model_fields
-WORDS = ("when", "do", "because", "status", "sources", "pinned", "supported", "replaces") + ("always",) * ALWAYS
+WORDS = ("when", "do", "because", "status", "sources", "pinned", "always", "supported", "held", "replaces")
 """What a lesson says and is: a file holds it, a rollback restores it. The rest is bookkeeping."""
 DETAILS = ("needs_review", "created_by", "created_at", "updated_at", "shown", "shown_reward")
 """What a file may tell besides; reading it changes nothing."""
-USUAL = {"because": "", "pinned": False, "always": False, "supported": True, "sources": [], "replaces": []}
+USUAL = {"because": "", "pinned": False, "always": False, "supported": True, "held": [], "sources": [], "replaces": []}
 TEXTS = ("when", "do", "because")
 _UNSEEN = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """Characters that a reviewer would not see, or that turn what is around them: they are written as escapes."""
@@ -59,6 +58,7 @@ class Line:
     pinned: bool = False
     always: bool = False
     supported: bool = True
+    held: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     namespace: Namespace | None = None
@@ -98,7 +98,7 @@ def to_jsonl(lessons: Iterable[Lesson], *, details: bool = False) -> str:
 
 def _line(lesson: Lesson, *, details: bool) -> str:
     given = lesson.model_dump(mode="json")
-    words = ("when", "do", "because", "pinned", "always", "supported", "sources", "replaces")
+    words = ("when", "do", "because", "pinned", "always", "supported", "held", "sources", "replaces")
     said = {name: given[name] for name in words if given.get(name, USUAL.get(name)) != USUAL.get(name)}
     line = {"id": lesson.id, "version": lesson.version, "status": lesson.status, **said, "namespace": lesson.namespace}
     if details:
@@ -271,6 +271,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pinned": (_bool, "true or false"),
     "always": (_bool, "true or false"),
     "supported": (_bool, "true or false"),
+    "held": (_ids, "a list of the values of one task that it waits for"),
     "sources": (_ids, "a list of episode ids"),
     "replaces": (_ids, "a list of lesson ids"),
     "namespace": (lambda value: _ids(value) and bool(value), "a list of texts, at least one"),

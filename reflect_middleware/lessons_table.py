@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, portions
+from reflect_middleware.database import PORTION, Database, portions
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonNotFoundError, LessonStateError
+from reflect_middleware.moves_table import STORE
 from reflect_middleware.namespaces import from_key, to_key
-from reflect_middleware.schema import lesson_sources, lesson_versions, meta, namespaces
+from reflect_middleware.schema import embedders, everywhere, lesson_sources, lesson_versions, meta, namespaces, vectors
 from reflect_middleware.schema import lessons as table
 from reflect_middleware.types import Lesson, Namespace
 
@@ -40,9 +41,17 @@ STATE = sa.select(
     .label("revision"),
     sa.select(meta.c.value).where(meta.c.key == "paused").scalar_subquery().label("paused"),
     sa.select(meta.c.value).where(meta.c.key == "generation").scalar_subquery().label("generation"),
+    sa.select(meta.c.value).where(meta.c.key == STORE).scalar_subquery().label("store"),
 )
 """Asked by every run: built once."""
+BODIES = sa.select(table.c.id, table.c.body).where(table.c.id.in_(sa.bindparam("ids", expanding=True)))
+"""So is this: building it takes as long as SQLite's answer."""
 
+
+REVISIONS = sa.select(namespaces.c.namespace, namespaces.c.revision).where(
+    namespaces.c.namespace.in_(sa.bindparam("keys", expanding=True))
+)
+PAUSED = sa.select(meta.c.value).where(meta.c.key == "paused")
 
 FLOOR = "revision floor"
 """In `meta`: where the revision of a new namespace begins, so that one that was purged and comes back goes on."""
@@ -61,6 +70,8 @@ class LessonTable:
         self.db = database
         self.generation = ""
         """As last read: another one says that lessons were erased or restored, and that every index begins anew."""
+        self.store = ""
+        """As last read: the store to which the ledger was moved, for whoever names none."""
         self._states: dict[Namespace, tuple[int, float, tuple[int, bool]]] = {}
         """Each namespace's state, with the ledger's mark and the time of reading it."""
 
@@ -112,7 +123,7 @@ class LessonTable:
         found: dict[str, Lesson] = {}
         with self.db.read() as connection:
             for some in portions(ids):
-                rows = connection.execute(sa.select(table.c.id, table.c.body).where(table.c.id.in_(some)))
+                rows = connection.execute(BODIES, {"ids": some})
                 found |= {row.id: Lesson.model_validate_json(row.body) for row in rows}
         return tuple(found[i] for i in ids if i in found)
 
@@ -130,6 +141,13 @@ class LessonTable:
             rows = connection.execute(sa.select(table.c.body).where(*where)).all()
         found = [Lesson.model_validate_json(row.body) for row in rows]
         return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.text, lesson.id)))
+
+    def always(self, namespace: Namespace) -> tuple[Lesson, ...]:
+        """The active lessons of a namespace that apply everywhere, the oldest first."""
+        query = sa.select(table.c.body).where(table.c.namespace == to_key(namespace), everywhere)
+        with self.db.read() as connection:
+            found = [Lesson.model_validate_json(row.body) for row in connection.execute(query)]
+        return tuple(sorted(found, key=lambda lesson: (lesson.created_at, lesson.id)))
 
     def standing(self, namespace: Namespace) -> dict[str, int]:
         """How many lessons of a namespace stand, by status."""
@@ -159,7 +177,8 @@ class LessonTable:
         query = sa.select(table.c.id, table.c.vector).where(table.c.embedder == embedder, table.c.vector.is_not(None))
         with self.db.read() as connection:
             rows = [row for some in portions(ids) for row in connection.execute(query.where(table.c.id.in_(some)))]
-        return {row.id: row.vector for row in rows}
+            found = {row.id: row.vector for row in rows}
+            return found | _beside(connection, [i for i in ids if i not in found], embedder)
 
     def history(self, lesson_id: str) -> tuple[Lesson, ...]:
         """All versions of a lesson, the first one first."""
@@ -187,12 +206,30 @@ class LessonTable:
         with self.db.read() as connection:
             row = connection.execute(STATE, {"namespace": to_key(namespace)}).one()
         found = row.revision or 0, row.paused == "1"
-        self.generation = row.generation or ""
+        self.generation, self.store = row.generation or "", row.store or ""
+        self._remember(namespace, mark, at, found)
+        return found
+
+    def revisions(self, spaces: Sequence[Namespace]) -> list[int]:
+        """The revisions of namespaces, in their order; one question for all that are not known."""
+        known = {space: self.known_state(space) for space in spaces}
+        keys = {to_key(space): space for space, state in known.items() if state is None}
+        if keys:
+            mark, at = self.db.mark(), time.monotonic()
+            with self.db.read() as connection:
+                rows = connection.execute(REVISIONS, {"keys": list(keys)}).all()
+                paused = mark is not None and connection.execute(PAUSED).scalar() == "1"
+            read = {row.namespace: row.revision for row in rows}
+            for key, space in keys.items():
+                known[space] = read.get(key, 0), paused
+                self._remember(space, mark, at, (read.get(key, 0), paused))
+        return [state[0] for space in spaces if (state := known[space])]
+
+    def _remember(self, namespace: Namespace, mark: int | None, at: float, found: tuple[int, bool]) -> None:
         if mark is not None:
             if len(self._states) >= STATES:
                 self._states.clear()
             self._states[namespace] = mark, at, found
-        return found
 
     def forget(self) -> None:
         """Ask the ledger again: it is another one now."""
@@ -211,9 +248,12 @@ class LessonTable:
             connection.execute(self.db.upsert(meta, key="paused", value="1" if value else "0"))
 
     def read_generation(self) -> str:
-        """The generation as it is now; empty for the first one."""
+        """The generation as it is now; empty for the first one. And `store`, as it is now."""
+        query = sa.select(meta.c.key, meta.c.value).where(meta.c.key.in_(("generation", STORE)))
         with self.db.read() as connection:
-            return connection.execute(sa.select(meta.c.value).where(meta.c.key == "generation")).scalar() or ""
+            known: dict[str, str] = {row.key: row.value for row in connection.execute(query)}
+        self.store = known.get(STORE, "")
+        return known.get("generation", "")
 
     def touch(self, connection: sa.Connection, namespace: Namespace) -> int:
         """Say, inside a write transaction, that lessons of a namespace change; gives its new revision."""
@@ -239,30 +279,49 @@ class LessonTable:
         )
         with self.db.read() as connection:
             rows = connection.execute(query.order_by(table.c.id)).all()
+            others = [row.id for row in rows if row.embedder != embedder and row.status == "active"]
+            beside = _beside(connection, others, embedder)
         return [
             Indexed(
                 id=row.id,
                 active=row.status == "active",
                 revision=row.revision,
-                vector=row.vector if row.embedder == embedder else None,
+                vector=row.vector if row.embedder == embedder else beside.get(row.id),
             )
             for row in rows
         ]
 
-    def set_vectors(self, namespace: Namespace, vectors: dict[str, bytes], embedder: str) -> None:
-        """Store vectors that were missing or came from another embedder."""
-        for some in portions(vectors):
+    def set_vectors(self, namespace: Namespace, made: Sequence[tuple[Lesson, Vector]], embedder: str) -> None:
+        """Store vectors that were missing or came from another embedder, whose own is kept beside.
+
+        So agents with either embedder find theirs. A lesson that was changed meanwhile is left out.
+        """
+        for start in range(0, len(made), PORTION):
+            some = made[start : start + PORTION]
+            ids = [lesson.id for lesson, _ in some]
             with self.db.write() as connection:
                 new = {"embedder": embedder, "revision": self._next_revision(connection, namespace)}
-                rows = [{"lesson": lesson_id, "vector": vectors[lesson_id], **new} for lesson_id in some]
-                connection.execute(table.update().where(table.c.id == sa.bindparam("lesson")), rows)
+                former = sa.select(table.c.id, table.c.embedder, table.c.vector).where(
+                    table.c.id.in_(ids), table.c.vector.is_not(None), table.c.embedder != embedder
+                )
+                connection.execute(self.db.insert_new(vectors).from_select(["lesson_id", "embedder", "vector"], former))
+                rows = [{"lesson": x.id, "seen": x.version, "vector": v.tobytes(), **new} for x, v in some]
+                same = (table.c.id == sa.bindparam("lesson"), table.c.version == sa.bindparam("seen"))
+                connection.execute(table.update().where(*same), rows)
 
     def without_vectors(self, namespace: Namespace, embedder: str) -> list[str]:
         """Ids of the active lessons that this embedder has not seen."""
         other = sa.or_(table.c.embedder < embedder, table.c.embedder > embedder)  # an index can be asked so, `!=` not
         query = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), table.c.status == "active", other)
         with self.db.read() as connection:
-            return list(connection.execute(query.order_by(table.c.id)).scalars())
+            found = list(connection.execute(query.order_by(table.c.id)).scalars())
+            beside = _beside(connection, found, embedder)
+        return [i for i in found if i not in beside]
+
+    def embedders(self) -> tuple[str, ...]:
+        """Every embedder whose vectors a store may have."""
+        with self.db.read() as connection:
+            return tuple(connection.execute(sa.select(embedders.c.id)).scalars())
 
     def namespaces(self) -> tuple[Namespace, ...]:
         """Every namespace that ever had a lesson."""
@@ -286,6 +345,7 @@ class LessonTable:
             "status": lesson.status,
             "version": lesson.version,
             "revision": revision,
+            "always": lesson.always,
             "body": lesson.model_dump_json(exclude={"shown", "shown_reward"}),
         }
         if change.vector is None:  # never that of former words: it is made when an embedder works
@@ -297,6 +357,7 @@ class LessonTable:
         else:
             same = (table.c.id == lesson.id, table.c.version == change.expected_version)
             written = connection.execute(table.update().where(*same).values(**row)).rowcount
+            connection.execute(vectors.delete().where(vectors.c.lesson_id == lesson.id))  # those of its former words
         if not written:
             return False
         self._keep(connection, lesson)
@@ -318,6 +379,11 @@ class LessonTable:
             connection.execute(self.db.insert_new(lesson_sources), pairs)
 
 
-def vector_bytes(vectors: Iterable[tuple[str, Vector]]) -> dict[str, bytes]:
-    """Vectors in the form in which the ledger keeps them."""
-    return {lesson_id: vector.tobytes() for lesson_id, vector in vectors}
+def _beside(connection: sa.Connection, ids: Sequence[str], embedder: str) -> dict[str, bytes]:
+    """An embedder's vectors of lessons whose own row has another's; mostly nobody asks for any."""
+    query = sa.select(vectors.c.lesson_id, vectors.c.vector).where(vectors.c.embedder == embedder)
+    found: dict[str, bytes] = {}
+    for some in portions(ids):
+        rows = connection.execute(query.where(vectors.c.lesson_id.in_(some)))
+        found |= {row.lesson_id: row.vector for row in rows}
+    return found

@@ -107,6 +107,11 @@ def merged_text(edit: Edit) -> str:
     return f"{edit.when}: {edit.do}"
 
 
+def merged_lesson(edit: Edit, limits: Limits) -> Lesson:
+    """The lesson that a prepared merge makes, as far as tasks are compared with it."""
+    return Lesson(namespace=(), when=edit.when, do=edit.do, because=edit.because[: limits.because])
+
+
 def retired(lesson: Lesson, vector: Vector | None, *, by: str, at: datetime) -> Change:
     """The change that lets a lesson fade."""
     news = {"status": "retired", "version": lesson.version + 1, "created_by": by, "updated_at": at}
@@ -127,7 +132,7 @@ class Merger:
     curate: Callable[[Sequence[Edit]], Plan]
     """The curator, with the lessons as they are now."""
     vectors: Mapping[str, Vector]
-    """Of the merged lessons, by their text."""
+    """By which tasks would find the merged lessons, by their text."""
     shelf: Shelf
     limits: Limits
     taken: list[Edit] = field(default_factory=list)

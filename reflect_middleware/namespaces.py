@@ -20,6 +20,9 @@ NamespaceFn = Callable[[Any, Any], Namespace]
 ALLOWED = 'a non-empty tuple of strings, whose parts may hold fields like "{user_id}"'
 
 
+READ = 'a list of namespaces, such as [("acme", "handbook"), ("team", "{team}")]'
+
+
 @dataclass(frozen=True)
 class NamespaceRule:
     """How a run's namespace is found."""
@@ -79,6 +82,20 @@ def rule(parts: Any) -> NamespaceRule:
         if bad := [name for name in names if not name.isidentifier()]:
             raise TemplateError("namespace field", bad[0], "a plain name such as {user_id}")
     return NamespaceRule(tuple(parts))
+
+
+def rules(read: Any) -> tuple[NamespaceRule, ...]:
+    """Check a `read=` argument.
+
+    Raises:
+        TemplateError: If it is no list of namespaces.
+    """
+    if not isinstance(read, (list, tuple)):
+        raise TemplateError("read", read, READ, 'Write read=[("acme", "handbook")].')
+    for parts in read:
+        if isinstance(parts, str):
+            raise TemplateError("read", read, READ, f"One namespace is a list of one: read=[({parts!r}, …)].")
+    return tuple(dict.fromkeys(rule(parts) for parts in read))
 
 
 def principal_of(config: Mapping[str, Any], *, overrides: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from reflect_middleware.errors import ReflectError
 from reflect_middleware.types import Episode, Lesson, Namespace
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ TWINS = 10
 """Of more, so many that are nearest to each new text are compared with it."""
 OLDEST = 200
 """Of more, so many that were changed least recently may retire to make room."""
+
+NEAR = 0.5
+"""Cosine of a lesson's evidence and all with a new text, below which the two cannot say the same."""
 
 Pair = tuple[Lesson, "Vector | None"]
 
@@ -82,9 +86,25 @@ def existing(
         near = _standing(table.many(list(dict.fromkeys(ids))), batch.namespace)
         candidates = table.find(batch.namespace, "candidate")
         lessons = tuple({lesson.id: lesson for lesson in (*near, *candidates)}.values())
-    known = table.vectors([lesson.id for lesson in lessons], embedder)
+    stored = table.vectors([lesson.id for lesson in lessons], embedder)
+    known = _compared(parts, [x for x in lessons if vectors and _near(_vector(stored.get(x.id)), vectors)])
     more = {status: max(0, n - sum(x.status == status for x in lessons)) for status, n in numbers.items()}
-    return [(lesson, _vector(known.get(lesson.id))) for lesson in lessons], more
+    return [(lesson, known.get(lesson.id)) for lesson in lessons], more
+
+
+def _near(stored: Vector | None, vectors: Mapping[str, Vector]) -> bool:
+    """Whether a lesson may say the same as one of the new texts; one that has no vector yet may."""
+    return stored is None or any(float(stored @ vector) >= NEAR for vector in vectors.values())
+
+
+def _compared(parts: Parts, lessons: Sequence[Lesson]) -> dict[str, Vector]:
+    """The vectors by which lessons are compared: of what they say, without the evidence by which they are found."""
+    try:
+        made = parts.embedder.embed_documents([lesson.text for lesson in lessons]) if lessons else []
+    except ReflectError as error:  # only equal words count as the same then
+        parts.core.failed("embed", error)
+        return {}
+    return {lesson.id: vector for lesson, vector in zip(lessons, made, strict=True)}
 
 
 def _standing(lessons: Sequence[Lesson], namespace: Namespace) -> list[Lesson]:

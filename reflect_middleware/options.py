@@ -15,7 +15,8 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from reflect_middleware.cadence import Cadence, cadence
 from reflect_middleware.due import Quota
 from reflect_middleware.errors import ConfigurationError, MissingExtraError
-from reflect_middleware.namespaces import NamespaceRule, rule
+from reflect_middleware.hints import rules as signal_rules
+from reflect_middleware.namespaces import NamespaceRule, rule, rules
 from reflect_middleware.retention import Retention
 from reflect_middleware.retrieve import CountTokens, Limits, estimate_tokens
 from reflect_middleware.types import ReflectionReport
@@ -23,6 +24,8 @@ from reflect_middleware.types import ReflectionReport
 RUN = ("background", "inline", "external")
 APPROVAL = ("auto", "human")
 DURABILITY = ("commit", "fsync", "queue")
+DEFAULT_STORE = "chroma"
+"""Where neither the code names one nor the ledger was moved to another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +37,16 @@ class Options:
     path: Path
     ledger_url: str
     store: Any
+    """None: the one to which the ledger was moved, else the default one."""
     store_options: Mapping[str, Any]
     embeddings: Any
     rule: NamespaceRule
+    read: tuple[NamespaceRule, ...]
     reward: Callable[..., Any] | None
+    assess: bool
+    """Whether the model judges what nobody has rewarded, before it reflects."""
+    signals: tuple[str, ...]
+    """Names of the rules of `hints.py` that are on."""
     decision: Callable[[list[Any], Any], Any] | None
     task: Callable[[Any], str] | None
     limits: Limits
@@ -99,7 +108,8 @@ def options(**given: Any) -> Options:
     for name in ("learn", "use_lessons", "run_overrides"):
         if not isinstance(given[name], bool):
             raise ConfigurationError(name, given[name], "True or False")
-    for name in ("reward", "decision", "task", "redact", "inject", "on_reflection", "count_tokens", "reflector"):
+    given["assess"], given["reward"] = _reward(given["reward"], given["model"], given["reflector"])
+    for name in ("decision", "task", "redact", "inject", "on_reflection", "count_tokens", "reflector"):
         if given[name] is not None and not callable(given[name]):
             raise ConfigurationError(name, given[name], "a callable or None")
     for name in ("reflector_budget", "max_lessons", "tries"):
@@ -109,15 +119,28 @@ def options(**given: Any) -> Options:
     _whole_or_none("consolidate_every", given["consolidate_every"])
     _model(given["model"])
     _retention(given["retention"])
+    given["signals"] = signal_rules(given["signals"])
     return Options(
         path=path,
         ledger_url=_url(ledger, path),
         rule=rule(("default",) if namespace is None else namespace),
+        read=rules(given.pop("read")),
         cadence=cadence(given.pop("every")),
         limits=_limits(given.pop("top_k"), given.pop("token_budget"), given.pop("min_similarity")),
         count_tokens=given.pop("count_tokens") or estimate_tokens,
         **given,
     )
+
+
+def _reward(reward: Any, model: Any, reflector: Any) -> tuple[bool, Any]:
+    """Whether the model judges, and the callable that does."""
+    if reward != "self":
+        if reward is not None and not callable(reward):
+            raise ConfigurationError("reward", reward, "a callable, 'self' or None")
+        return False, reward
+    if model is None and reflector is not None:
+        raise ConfigurationError("model", model, "a chat model with reward='self', beside a reflector of your own")
+    return True, None
 
 
 def _limits(top_k: Any, token_budget: Any, min_similarity: Any) -> Limits:

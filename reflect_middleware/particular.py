@@ -119,7 +119,7 @@ class _Task:
 
     def states(self, value: Value) -> bool:
         """Whether a rule with the value is stated: in its own text, or by the environment."""
-        if any(_OBLIGES.search(clause) for clause in self.given.clauses(value)):
+        if any(_OBLIGES.search(clause) or _is_rule_of_a_task(clause) for clause in self.given.clauses(value)):
             return True
         if value.kind == "quoted text" and f" {plain(value.text)} " in f" {plain(self.said.text)} ":
             return True
@@ -127,6 +127,11 @@ class _Task:
         if clauses and not self.has(value):
             return True
         return any(_OBLIGES.search(clause) or _BOUNDS.search(clause) for clause in clauses)
+
+
+def _is_rule_of_a_task(clause: str) -> bool:
+    """Whether a clause of a task has two words of bounds: "needs a manager above 200 EUR", not "a flight under 200"."""
+    return len({match[0].casefold() for match in _BOUNDS.finditer(clause)}) > 1
 
 
 def _unescaped(text: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reflect_middleware.index import Index
     from reflect_middleware.learn import Learner
     from reflect_middleware.ledger import Ledger
+    from reflect_middleware.store import Vector
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,13 +61,15 @@ class Parts:
     @property
     def embedder(self) -> Embedder:
         """Text to vectors."""
+        return self._part("embedder", lambda: self.embedder_of(self.core.options.embeddings))
 
-        def make() -> Embedder:
-            from reflect_middleware.registry import open_embedder
+    def embedder_of(self, spec: Any) -> Embedder:
+        """An embedder by name, or over an object, that the ledger knows by its vectors."""
+        from reflect_middleware.registry import open_embedder
 
-            return open_embedder(self.core.options.embeddings)
-
-        return self._part("embedder", make)
+        made = open_embedder(spec)
+        made.identify = self._identify
+        return made
 
     @property
     def index(self) -> Index:
@@ -100,15 +103,26 @@ class Parts:
                     logger.warning("reflect: the %s could not be closed: %s", name, words(error))
                     logger.debug("reflect: where closing the %s failed", name, exc_info=True)
 
+    def _identify(self, name: str, probe: Vector) -> str:
+        return self.ledger.embedders.identity(name, probe)
+
     def _replaced(self, error: LedgerError) -> None:
         """Forget what was read from a ledger whose file is gone."""
         self.core.failed("ledger", error)
         self.core.finder.renew()
         self.ledger.lessons.forget()
+        if self.opened("embedder"):
+            self.embedder.forget_id()
+        self.replace_index(None)
+
+    def replace_index(self, new: Index | None) -> None:
+        """Go over to another index, or to one that is made when it is needed. The former one is closed aside."""
         with self._lock:
-            index = self._made.pop("index", None)
-        if index is not None:
-            self.core.calls.submit(index.close)
+            former = self._made.pop("index", None)
+            if new is not None:
+                self._made["index"] = new
+        if former is not None:
+            self.core.calls.submit(lambda: former.close(store=isinstance(former.spec, str)))  # an object is the user's
 
     def _part(self, name: str, make: Callable[[], T]) -> T:
         if name not in self._made:

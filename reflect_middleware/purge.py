@@ -15,8 +15,8 @@ from reflect_middleware import residue
 from reflect_middleware.backup import FOLDER
 from reflect_middleware.erase import PROBED, Eraser, Tally, erase
 from reflect_middleware.errors import ConfigurationError, ReflectError
+from reflect_middleware.filling import clear_folder, folder_of, outdated
 from reflect_middleware.forget_table import Criteria
-from reflect_middleware.index import clear_folder, outdated
 from reflect_middleware.ledger import Ledger
 from reflect_middleware.outage import SPOOL
 from reflect_middleware.registry import STORES, installed
@@ -129,7 +129,7 @@ class Purge:
             ledger.forget.finish("purge", self._entry(tally, len(spooled)), rebuild=bool(tally.erased))
             self._compact(ledger, tally)
             backups = self._backups(tally)
-            self._stores(ledger, tally)
+            self._stores(tally)
             self._verify(ledger, tally)
         found = {"spooled": len(spooled), "backups": backups, "looked_at": tuple(self.looked)}
         report = _report(tally).model_copy(update={**found, "left": tuple(dict.fromkeys(self.left))})
@@ -218,10 +218,10 @@ class Purge:
             self.left.append(f"{self.path / SPOOL}: it cannot be written ({error}); purge again when it can")
             return ()
 
-    def _stores(self, ledger: Ledger, tally: Tally) -> None:
+    def _stores(self, tally: Tally) -> None:
         """Empty the stores: what they delete stays in their files. They fill again as they are searched."""
-        generation, own = ledger.lessons.read_generation(), self.core.options.store
-        name = own.partition(":")[0] if isinstance(own, str) else "store"
+        generation, own = self.core.parts.ledger.lessons.read_generation(), self.core.parts.index.spec
+        name = folder_of(own)
         spaces = sorted({lesson.namespace for lesson in tally.erased.values()})
         if spaces or outdated(self.path / name, generation):
             self._note_store(name, self.core.parts.index.rebuild(spaces))

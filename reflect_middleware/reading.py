@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from reflect_middleware.answer import without_thoughts
 from reflect_middleware.errors import ReflectorError
 from reflect_middleware.fit import Rollout
 from reflect_middleware.prompts import NOTES
@@ -83,7 +84,7 @@ class Reader:
         from langchain_core.messages import HumanMessage, SystemMessage
 
         reply = invoke([SystemMessage(question), HumanMessage(segment.text)])
-        said = str(reply.text).strip()
+        said = without_thoughts(str(reply.text))
         usage = used(reply)
         if not any(usage):
             usage = self.count(f"{question}\n{segment.text}"), self.count(said)

@@ -22,10 +22,13 @@ from reflect_middleware.render import (
     shortened,
     shortened_and_named,
 )
-from reflect_middleware.session import Session
+from reflect_middleware.session import Plan, Session
 from reflect_middleware.types import Episode, EpisodeStatus, Step
 
 Redact = Callable[[str], str] | None
+
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens"}
 
 
 def record_of(
@@ -75,7 +78,9 @@ def record_of(
         checkpoint_ns=plan.checkpoint_ns,
         ready_at=None if interrupted else (ended.timestamp() + wait if wait else 0.0),
         asked=asked,
-        aliases=_unique([*recorder.message_ids, *_answers(recorder.output), name, *(step.run_id for step in steps)]),
+        aliases=_unique(
+            [*recorder.message_ids, *_answers(recorder.output), name, *(step.run_id for step in steps), *_place(plan)]
+        ),
     )
 
 
@@ -88,6 +93,7 @@ def _begun(session: Session, clean: Callable[[str], str]) -> dict[str, Any]:
         "parent_id": plan.parent_id,
         "agent": plan.spec.agent,
         "namespace": plan.namespace,
+        "read": plan.read,
         "thread_id": plan.thread_id,
         "principal": plan.principal,
         "task": clean(plan.task),
@@ -154,7 +160,19 @@ def _step(noted: Noted, seen: set[Any], clean: Callable[[str], str]) -> Step:
         seconds=max(0.0, (noted.ended or noted.began) - noted.began),
         input_tokens=noted.usage[0],
         output_tokens=noted.usage[1],
+        truncated=noted.kind == "model" and _truncated(noted.output),
     )
+
+
+def _truncated(output: Any) -> bool:
+    """Whether a model's answer ends because of a limit of tokens, as providers say it."""
+    last = output[-1] if isinstance(output, list) and output else None
+    told = vars(last).get("response_metadata") if is_a(last, BaseMessage) else None
+    if not told:
+        return False
+    details = told.get("incomplete_details")
+    reasons = [told.get(name) for name in _REASONS] + [details.get("reason") if isinstance(details, dict) else None]
+    return any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
 
 
 def _given(value: Any, seen: set[Any]) -> Any:
@@ -193,6 +211,11 @@ def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
 def _answers(output: Any) -> list[str]:
     """Ids of the answers in a state, for those that got theirs only there."""
     return [message.id for message in messages_in(output) if message.id and message.type in ("ai", "tool")]
+
+
+def _place(plan: Plan) -> list[str]:
+    """The name of a practice's rollout."""
+    return [plan.slot.alias] if plan.slot is not None else []
 
 
 def _unique(items: list[str]) -> tuple[str, ...]:

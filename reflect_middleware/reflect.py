@@ -136,7 +136,9 @@ class ModelReflector:
         if packed.skipped and not packed.handles:
             return Answer(skipped=packed.skipped)
         reader = Reader(budget=self._budget, count=self._count, most=self._segments)
-        reading = reader.read(batch, too_long(packed.cut, len(packed.text)), self._invoke)
+        reading = reader.read(
+            batch, too_long(packed.cut, len(packed.text)), lambda messages: self.reply(messages, None)
+        )
         if reading.notes:
             system, packed = self._packed(batch, reading)
         try:
@@ -145,9 +147,6 @@ class ModelReflector:
             error.answer = self._account(error.answer, packed, reading)
             raise
         return self._account(answer, packed, reading)
-
-    def _invoke(self, messages: list[BaseMessage]) -> BaseMessage:
-        return self.asking.ask(messages, None)[0]
 
     def _account(self, answer: Answer, packed: Packed, reading: Reading) -> Answer:
         """The answer with what the prompt lacks, and with what was asked, said and used in reading before it."""
@@ -225,6 +224,10 @@ class ModelReflector:
             way=way,
             note="; ".join([*problems, *([CUT_OFF] if problems and was_cut(reply) else [])]),
         )
+
+    def reply(self, messages: list[BaseMessage], schema: dict[str, Any] | None) -> BaseMessage:
+        """The model's reply, under the schema where it has structured output."""
+        return self.asking.ask(messages, schema)[0]
 
 
 def _raised(error: Exception) -> str:

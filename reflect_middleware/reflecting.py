@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from reflect_middleware import nearby, telemetry
@@ -22,11 +23,13 @@ from reflect_middleware.reflect import Answer, ModelReflector, UnusableAnswerErr
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.refusals import LOOKED_AT, refused_before
 from reflect_middleware.types import Edit, Namespace, ReflectionRecord, ReflectionReport, now
+from reflect_middleware.weigh import joined, weighed
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
     from reflect_middleware.core import Core
+    from reflect_middleware.desk import Change
     from reflect_middleware.store import Vector
     from reflect_middleware.types import Episode
 
@@ -56,10 +59,14 @@ class Reflecting:
                 with self._holding(claim):
                     batch = self._batch(claim)
                     record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
-                    answer = self._ask(batch)
+                    batch, answer = weighed(self.core, claim.id, batch, self._default_reflector)
+                    answer = joined(answer, self._ask(batch))
                     report = self._commit(claim, batch, answer, lambda: filled_in(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
-                answer, failure = error.answer if isinstance(error, UnusableAnswerError) else answer, error
+                answer, failure = (
+                    joined(answer, error.answer) if isinstance(error, UnusableAnswerError) else answer,
+                    error,
+                )
                 report = self._failed(claim, filled_in(record, answer, clock), error)
             workflow.end(report, answer, failure)
         self._tell(report)
@@ -164,6 +171,7 @@ class Reflecting:
         table, tries = self.core.parts.ledger.reflections, 0
         while True:
             plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
+            plan = replace(plan, changes=self._findable(plan.changes)) if embedder else plan
             record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
             try:
                 done = table.commit(
@@ -206,6 +214,16 @@ class Reflecting:
         except ReflectError as error:
             self.core.failed("embed", error)
             return {}, ""
+
+    def _findable(self, changes: Sequence[Change]) -> tuple[Change, ...]:
+        """The changes with the vectors by which tasks find them; where none can be made now, it is made later."""
+        texts = [change.lesson.searched for change in changes]
+        try:
+            made = self.core.parts.embedder.embed_documents(texts) if texts else []
+        except ReflectError as error:
+            self.core.failed("embed", error)
+            return tuple(replace(change, vector=None) for change in changes)
+        return tuple(replace(change, vector=vector) for change, vector in zip(changes, made, strict=True))
 
     def _failed(self, claim: Claim, record: ReflectionRecord, error: Exception) -> ReflectionReport:
         reason = f"{type(error).__name__}: {error}"

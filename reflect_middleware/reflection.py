@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from reflect_middleware import wrap as wrapping
 from reflect_middleware.core import Core, off, tracks
-from reflect_middleware.errors import ClosedError, MissingExtraError, TemplateError
+from reflect_middleware.errors import ConfigurationError, MissingExtraError, TemplateError
 from reflect_middleware.freezing import Freezing
 from reflect_middleware.giving import give
 from reflect_middleware.lanes import awaited, once
-from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule
+from reflect_middleware.namespaces import ALLOWED, NamespaceFn, rule, rules
 from reflect_middleware.node import reflect_node
-from reflect_middleware.options import options
+from reflect_middleware.operating import Operating
+from reflect_middleware.options import DEFAULT_STORE, options
+from reflect_middleware.practising import Practising
 from reflect_middleware.registry import check_embedder, check_store
 from reflect_middleware.reward import from_score, unit
 from reflect_middleware.session import Session, Spec
-from reflect_middleware.types import AuditEntry, Namespace, Preview, ReflectionReport, Reward
+from reflect_middleware.types import Namespace, Preview, ReflectionReport, Reward
 from reflect_middleware.viewing import twin
 from reflect_middleware.views import Episodes, Lessons, Reflections
 
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.runnables import RunnableConfig, RunnableLambda
 
-    from reflect_middleware.backup import RestoreReport
     from reflect_middleware.cadence import Cadence
-    from reflect_middleware.doctor import Finding
     from reflect_middleware.middleware import ReflectMiddleware
     from reflect_middleware.reflect import Reflector
     from reflect_middleware.retention import Retention
@@ -54,7 +53,7 @@ class Track:
         return tuple(dict.fromkeys(session.episode_id for session in self._sessions if session.plan.learn))
 
 
-class Reflection(Freezing):
+class Reflection(Freezing, Operating, Practising):
     """Makes any LangGraph agent learn from its own runs.
 
     Building it touches no file, network, model or store; all open on first use.
@@ -66,12 +65,18 @@ class Reflection(Freezing):
         path: Folder for ledger and store. The environment's REFLECT_PATH wins.
         ledger: SQLAlchemy URL of the ledger instead of a file in `path`; `namespace` must then be given.
         store: The vector store: an installed store's name or URL, a `LessonStore`, a LangGraph `BaseStore`,
-            or a LangChain `VectorStore`.
-        store_options: Further settings for the store.
+            or a LangChain `VectorStore`. None: the one to which `reindex` has moved the ledger, else `"chroma"`.
+        store_options: Further settings for the store; without `store` for the default one.
         embeddings: langchain Embeddings or an installed embedder's name; None for the default embedder.
         namespace: Scopes lessons and episodes: strings with fields such as "{user_id}", or a callable(config, context).
+        read: Further namespaces, written like `namespace`, whose lessons runs may be shown beside their own: a team's
+            or an organisation's. They are ranked together, own ones win ties; nothing is ever written to them. One
+            whose fields a run cannot fill is left out.
         reward: Judges each ended episode: callable(Episode), or an evaluator with parameters `inputs`, `outputs`,
             `reference_outputs`; sync or async; gives bool, number in [0, 1], Reward, dict, a list of these, or None.
+            `"self"`: the model judges what nobody has rewarded, before it reflects.
+        signals: What runs say of themselves becomes rewards with `source="implicit"`: True for all rules, False for
+            none, or names of rules: `failed`, `limit`, `error`, `loop`, `repair`, `correction`, `thanks`, `agreement`.
         decision: Reads a person's answer to an interrupt: callable(what was asked, the answer to it), with the results
             of `reward`; their source is `user`. None: the decisions of `HumanInTheLoopMiddleware` are known (approve
             is 1, edit 0.5 with the edited call as correction, reject 0), and other answers judge nothing.
@@ -79,8 +84,8 @@ class Reflection(Freezing):
         top_k: Most lessons that a run adds to its prompt.
         token_budget: Most tokens of the whole lesson block.
         count_tokens: Tokens of a text; None for a cautious estimate.
-        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default suits
-            all-MiniLM-L6-v2, whose cosines for tasks and lessons that share no word are often below 0.2.
+        min_similarity: Cosine in [-1, 1] below which a lesson does not fit a task; -1 for no floor. The default is for
+            all-MiniLM-L6-v2; `make retrieval ARGS="--embeddings …"` finds the one for another model.
         reward_wait: Seconds that an ended episode waits for a late reward before it counts.
         reward_timeout: Seconds after which an episode counts though its reward callable has not answered.
         run: Where due reflections run: `"background"`, `"inline"` (the run waits) or `"external"` (elsewhere).
@@ -132,17 +137,19 @@ class Reflection(Freezing):
         every: int | Cadence = 5,
         path: str | os.PathLike[str] = ".reflect",
         ledger: str | None = None,
-        store: Any = "chroma",
+        store: Any = None,
         store_options: Mapping[str, Any] | None = None,
         embeddings: Embeddings | str | None = None,
         namespace: Namespace | NamespaceFn | None = None,
-        reward: Callable[..., Any] | None = None,
+        read: Sequence[Namespace | NamespaceFn] = (),
+        reward: Callable[..., Any] | Literal["self"] | None = None,
+        signals: bool | tuple[str, ...] = True,
         decision: Callable[[list[Any], Any], Any] | None = None,
         task: Callable[[Any], str] | None = None,
         top_k: int = 5,
         token_budget: int = 600,
         count_tokens: CountTokens | None = None,
-        min_similarity: float = 0.1,
+        min_similarity: float = 0.15,
         reward_wait: float = 0,
         reward_timeout: float = 60,
         run: Literal["background", "inline", "external"] = "background",
@@ -173,8 +180,11 @@ class Reflection(Freezing):
         for name in ("self", "__class__"):
             given.pop(name, None)
         given["store_options"] = dict(store_options or {})
+        if store is None and store_options:  # whoever gives settings means a certain store
+            given["store"] = DEFAULT_STORE
         self._options = options(**given)
-        check_store(store)
+        if self._options.store is not None:
+            check_store(self._options.store)
         check_embedder(embeddings)
         self._over(Core(self._options))
 
@@ -195,6 +205,7 @@ class Reflection(Freezing):
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
         inject: Callable[[Mapping[str, Any]], bool] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> G:
         """The same graph, learning: same class, schemas, streams, state. Also the one node in an existing graph.
 
@@ -203,6 +214,7 @@ class Reflection(Freezing):
                 gets no lessons; its v3 event streams are not recorded.
             name: The agent's name in episodes and as `{agent}` in namespaces; the graph's own by default.
             namespace: As in `Reflection`, for this agent.
+            read: As in `Reflection`, for this agent; `[]` reads none.
             task: As in `Reflection`, for this agent.
             reward: As in `Reflection`, for this agent.
             inject: As in `Reflection`, for this agent.
@@ -211,7 +223,8 @@ class Reflection(Freezing):
             WrapError: If `graph` is neither.
         """
         agent = name or str(getattr(graph, "name", "") or "LangGraph")
-        return wrapping.wrap(graph, wrapping.Link(self._core, self._spec(agent, namespace, task, reward, inject)))
+        spec = self._spec(agent, namespace, task, reward, inject, read=read)
+        return wrapping.wrap(graph, wrapping.Link(self._core, spec))
 
     def middleware(
         self,
@@ -220,6 +233,7 @@ class Reflection(Freezing):
         namespace: Namespace | NamespaceFn | None = None,
         task: Callable[[Any], str] | None = None,
         reward: Callable[..., Any] | None = None,
+        read: Sequence[Namespace | NamespaceFn] | None = None,
     ) -> ReflectMiddleware:
         """A middleware for `langchain.agents.create_agent`; the arguments are those of `wrap`.
 
@@ -230,7 +244,7 @@ class Reflection(Freezing):
             from reflect_middleware.middleware import ReflectMiddleware
         except ImportError as error:
             raise MissingExtraError("Reflection.middleware", "langchain") from error
-        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None))
+        return ReflectMiddleware(self._core, self._spec(name, namespace, task, reward, None, read=read))
 
     def node(self) -> RunnableLambda[Any, Any]:
         """A node that starts a due reflection, for graphs that want to show where; wrapping does without it."""
@@ -372,58 +386,6 @@ class Reflection(Freezing):
         effective = wrapping.effective(None, config)
         return self._core.preview(self._spec("", None, None, None, None), graph_input, effective, context)
 
-    def pause(self) -> None:
-        """Stop lessons and reflections in every process on this ledger; episodes are still recorded."""
-        self._open().parts.ledger.lessons.pause(value=True)
-
-    def resume(self) -> None:
-        """The end of `pause`."""
-        self._open().parts.ledger.lessons.pause(value=False)
-
-    def doctor(self) -> tuple[Finding, ...]:
-        """Check everything that needs no chat model: what works, what waits, what failed, and what to do about it."""
-        from reflect_middleware.doctor import examine
-
-        return examine(self._open())
-
-    def backup(self, file: str | os.PathLike[str] | None = None, *, keep: int | None = None) -> Path:
-        """Copy the SQLite ledger as it is at one moment, while agents run, and check the copy.
-
-        Args:
-            file: A new file; by default one in `backups` below `path`, named by the time in UTC.
-            keep: With the default file: how many of the newest to keep; None for all.
-
-        Raises:
-            ConfigurationError: If the ledger is no file (PostgreSQL has its own tools), or `file` exists.
-            LedgerError: If it cannot be read, or the copy not be written.
-        """
-        from reflect_middleware.backup import backup
-
-        self._core.drain(None)
-        return backup(self._open(), None if file is None else Path(file), keep)
-
-    def restore(self, file: str | os.PathLike[str] | None = None, *, force: bool = False) -> RestoreReport:
-        """Put a backup in the place of a SQLite ledger that is damaged, missing or wrong; the former one is kept.
-
-        Other processes may go on where the former one is sound: they see the restored one at their next run. All
-        stores are built anew from it. What was recorded since the backup is lost; the report says how much.
-
-        Args:
-            file: A backup; by default the newest in `backups` below `path` that is sound.
-            force: Also while another process has a damaged ledger open; restart that process afterwards.
-
-        Raises:
-            ConfigurationError: If the ledger is no file.
-            LedgerError: If there is no sound backup, or another process is in the way.
-        """
-        from reflect_middleware.backup import restore
-
-        return restore(self._open(), None if file is None else Path(file), force=force)
-
-    def audit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
-        """What was purged, dropped by retention and restored, the newest first: when and how much, no content."""
-        return self._open().parts.ledger.forget.audit(limit)
-
     def close(self) -> None:
         """Write what is queued, wait up to `exit_timeout` for running work, release the rest. May be called twice."""
         self._core.close()
@@ -432,8 +394,7 @@ class Reflection(Freezing):
 
     areward, afeedback, areflect, awork, aflush = twin(reward), twin(feedback), twin(reflect), twin(work), twin(flush)
     aconsolidate = twin(consolidate)
-    apreview, apause, aresume, adoctor = twin(preview), twin(pause), twin(resume), twin(doctor)
-    abackup, arestore, aaudit = twin(backup), twin(restore), twin(audit)
+    apreview = twin(preview)
 
     async def aclose(self) -> None:
         """Async twin of `close`."""
@@ -455,7 +416,9 @@ class Reflection(Freezing):
 
     # Inside.
 
-    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any) -> Spec:
+    def _spec(self, agent: str, namespace: Any, task: Any, reward: Any, inject: Any, *, read: Any = None) -> Spec:
+        if reward is not None and not callable(reward):
+            raise ConfigurationError("reward", reward, "a callable or None", "For 'self' see `Reflection(reward=…)`.")
         found = self._options.rule if namespace is None else rule(namespace)
         self._core.rules.add(found)
         return Spec(
@@ -464,6 +427,7 @@ class Reflection(Freezing):
             task=task,
             reward=reward,
             inject=inject or self._options.inject,
+            read=self._options.read if read is None else rules(read),
         )
 
     def _own(self, namespace: Namespace | None) -> Namespace:
@@ -474,11 +438,6 @@ class Reflection(Freezing):
                 "namespace", wanted.parts, "one without fields here", f"Pass namespace=(…), {ALLOWED} all filled in."
             )
         return wanted.plain
-
-    def _open(self) -> Core:
-        if self._core.closed:
-            raise ClosedError("This Reflection is closed; build a new one.")
-        return self._core
 
     def _give(self, target: Any, thread_id: str | None, namespace: Namespace | None, given: Reward) -> None:
         if not off():

@@ -62,8 +62,9 @@ class ReflectionTable:
         lease: float,
         whatever: bool = False,
         quota: Quota | None = None,
+        only: Sequence[str] | None = None,
     ) -> Claim | None:
-        """Take the oldest ready episodes, `whatever` the rewards they still wait for.
+        """Take the oldest ready episodes, `whatever` the rewards they still wait for; `only` those of these ids.
 
         Returns:
             None if fewer than `at_least` are ready, or another reflection of the namespace is under way.
@@ -74,9 +75,10 @@ class ReflectionTable:
         with self.db.write() as connection:
             if not self._free(connection, namespace):
                 return None
+            mine = () if only is None else (episodes.c.id.in_(only),)
             query = (
                 sa.select(episodes.c.id)
-                .where(*ready(self.db, to_key(namespace), EVER if whatever else self.db.now()))
+                .where(*ready(self.db, to_key(namespace), EVER if whatever else self.db.now()), *mine)
                 .order_by(episodes.c.ended_at, episodes.c.id)
                 .limit(at_most)
                 .with_for_update(skip_locked=True)

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from reflect_middleware.embed import Embedder
 from reflect_middleware.errors import (
@@ -32,6 +33,8 @@ WRAPPERS = "reflect_middleware.store_wrappers"
 the factory gets objects of that class, or of one derived from it, as the context's `given`."""
 EMBEDDERS = "reflect_middleware.embedders"
 """Entry points of this group name a callable without arguments that gives a langchain `Embeddings`."""
+SECRETS = ("pass", "key", "token", "secret")
+"""What a parameter of a store's URL is named that neither the ledger nor a message may have."""
 DEFAULT_EMBEDDERS = ("local", "chroma")
 """Tried in this order when no embedder is named."""
 
@@ -73,6 +76,22 @@ def open_store(spec: object, context: StoreContext) -> LessonStore:
         return _made(_store_point(spec), replace(context, url=spec if "://" in spec else ""))
     point = _wrapper(spec)
     return _as_store(spec) if point is None else _made(point, replace(context, given=spec))
+
+
+def shown(spec: object) -> str:
+    """A store as it may be shown: a name, a URL without its secrets, the class of an object."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
+    return spec if kept(spec) else f"{spec.partition('://')[0]}://{urlsplit(spec).hostname or ''}{urlsplit(spec).path}"
+
+
+def kept(spec: object) -> bool:
+    """Whether a store may be named in the ledger: by a name, or a URL without a password."""
+    if not isinstance(spec, str):
+        return False
+    parts = urlsplit(spec)
+    named = [key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return parts.password is None and not any(secret in key for key in named for secret in SECRETS)
 
 
 def _made(point: EntryPoint, context: StoreContext) -> LessonStore:

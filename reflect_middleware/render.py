@@ -185,6 +185,18 @@ def _turns(graph_input: Any) -> list[str]:
     return said or [text for _, text in turns if text]
 
 
+def last_said(graph_input: Any) -> str:
+    """What the user says to a run: the last of its messages, if that is the user's; else empty."""
+    value = _field(graph_input, "messages") if not isinstance(graph_input, (str, list)) else graph_input
+    if isinstance(value, str):
+        return value
+    last = value[-1:] if isinstance(value, list) else [] if value is None else [value]
+    try:
+        return next((text_of(m.content) for m in convert_to_messages(last) if isinstance(m, HumanMessage)), "")
+    except Exception:  # noqa: BLE001 - not messages after all
+        return ""
+
+
 def message_line(message: BaseMessage) -> str:
     """One message as text: who, what, and the tools it calls."""
     body = text_of(message.content)

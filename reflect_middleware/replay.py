@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 Decided = Callable[[Episode, Any], tuple[Reward, ...]]
 """The reviewer's decisions in an answer, as `(answer,)`, to what an interrupted episode had asked."""
+Seen = Callable[[Episode], tuple[Reward, ...]]
+"""What an ended episode says of itself."""
 
 
-def write(ledger: Ledger, entry: Entry, decided: Decided) -> tuple[Episode, ...]:
+def write(ledger: Ledger, entry: Entry, decided: Decided, seen: Seen) -> tuple[Episode, ...]:
     """Write what waited; gives the episodes that it is about.
 
     Raises:
@@ -28,7 +30,7 @@ def write(ledger: Ledger, entry: Entry, decided: Decided) -> tuple[Episode, ...]
     """
     match entry.item:
         case Run() as run:
-            return (_write_run(ledger, run, decided),)
+            return (_write_run(ledger, run, decided, seen),)
         case Given() as given:
             return ledger.episodes.many(_give(ledger, given, entry.at))
         case Opened() as opened:
@@ -56,15 +58,15 @@ def joined(earlier: Episode, part: Episode, answer: tuple[Any, ...] | None) -> E
     )
 
 
-def _write_run(ledger: Ledger, run: Run, decided: Decided) -> Episode:
-    record = _whole(ledger, run, decided) if run.part else run.record
+def _write_run(ledger: Ledger, run: Run, decided: Decided, seen: Seen) -> Episode:
+    record = _whole(ledger, run, decided, seen) if run.part else run.record
     if record is None:
         return ledger.episodes.many(ledger.episodes.resolve(run.record.episode.id))[0]
     ledger.episodes.put(record, again=True)
     return record.episode
 
 
-def _whole(ledger: Ledger, run: Run, decided: Decided) -> Record | None:
+def _whole(ledger: Ledger, run: Run, decided: Decided, seen: Seen) -> Record | None:
     """The record together with what came before it; None if it is written."""
     part, episodes = run.record.episode, ledger.episodes
     if episodes.resolve(part.id):
@@ -77,7 +79,8 @@ def _whole(ledger: Ledger, run: Run, decided: Decided) -> Record | None:
     if (earlier := usable(found)) is None:
         return run.record
     answer = (run.answer,) if run.answered else None
-    return replace(run.record, episode=joined(earlier, part, answer), rewards=decided(earlier, answer))
+    whole = joined(earlier, part, answer)
+    return replace(run.record, episode=whole, rewards=(*seen(whole), *decided(earlier, answer)))
 
 
 def _give(ledger: Ledger, given: Given, at: float) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from reflect_middleware.database import portions
+from reflect_middleware.hints import IN_RUN, RULES, SELF, SOURCE, ours
 from reflect_middleware.schema import early, episodes, lesson_sources, lessons, namespaces
 from reflect_middleware.schema import rewards as table
 from reflect_middleware.types import Lesson, Reward
@@ -17,6 +18,11 @@ WAITING_REWARDS = 10_000
 """Most rewards kept for episodes that are not known yet."""
 WAITING_SECONDS = 7 * 86_400.0
 """How long such a reward waits."""
+found_by_us = sa.or_(
+    sa.and_(table.c.source == SOURCE, table.c.key.in_(list(RULES))),
+    sa.and_(table.c.source == SELF[0], table.c.key == SELF[1]),
+)
+"""As `hints.ours`: signs found in runs, the model's assessments. When an episode is read does not depend on them."""
 
 
 def current(connection: sa.Connection, ids: Iterable[str]) -> Mapping[str, Sequence[Reward]]:
@@ -37,32 +43,60 @@ def add(connection: sa.Connection, episode_id: str, reward: Reward, given_at: fl
     lock(connection, [episode_id])
     if given_at is not None and _overtaken(connection, episode_id, reward, given_at):
         return
+    if not _replace(connection, episode_id, reward):
+        return
+    unread = (episodes.c.id == episode_id, episodes.c.reflection_id == "", episodes.c.ready_at.is_not(None))
+    if ours(reward):
+        counts = connection.execute(sa.select(episodes.c.id).where(*unread)).first() is not None
+    else:
+        opened = episodes.update().where(*unread).values(ready_at=0.0, sampled=True)
+        counts = connection.execute(opened).rowcount > 0
+    if not counts:
+        mark_for_review(connection, [episode_id])
+
+
+def note(connection: sa.Connection, reflection_id: str, given: Mapping[str, Sequence[Reward]]) -> None:
+    """Write what was found out about the episodes of a claim, before the reflection on them; it sets nothing off."""
+    held = sa.select(episodes.c.id).where(episodes.c.id.in_(list(given)), episodes.c.reflection_id == reflection_id)
+    for episode_id in connection.execute(held.order_by(episodes.c.id).with_for_update()).scalars().all():
+        for reward in given[episode_id]:
+            _replace(connection, episode_id, reward)
+
+
+def withdraw(connection: sa.Connection, episode_id: str) -> None:
+    """Take back what a run has said of itself: it went on, and is looked at as a whole."""
+    mine = (table.c.target == episode_id, table.c.source == SOURCE, table.c.key.in_(IN_RUN), table.c.current)
+    connection.execute(table.update().where(*mine).values(current=False))
+
+
+def _replace(connection: sa.Connection, episode_id: str, reward: Reward) -> bool:
+    """Write a reward in the place of the one of its source and key; False if that says the same."""
     standing = current(connection, [episode_id]).get(episode_id, ())
     if said(reward) in map(said, standing):
-        return
+        return False
     same = (table.c.target == episode_id, table.c.source == reward.source, table.c.key == reward.key)
     connection.execute(table.update().where(*same, table.c.current).values(current=False))
     insert(connection, episode_id, reward)
-    counts = episodes.update().where(
-        episodes.c.id == episode_id, episodes.c.reflection_id == "", episodes.c.ready_at.is_not(None)
-    )
-    if connection.execute(counts.values(ready_at=0.0, sampled=True)).rowcount == 0:
-        mark_for_review(connection, [episode_id])
+    return True
 
 
 def insert(connection: sa.Connection, target: str, reward: Reward, *, waiting: bool = False) -> None:
     """Write a reward, and nothing that follows from it."""
-    connection.execute(
-        table.insert().values(
-            target=target,
-            source=reward.source,
-            key=reward.key,
-            current=True,
-            waiting=waiting,
-            at=time.time() if waiting else reward.at.timestamp(),
-            body=reward.model_dump_json(),
-        )
-    )
+    row = row_of(target, reward)
+    connection.execute(table.insert().values(**row | ({"waiting": True, "at": time.time()} if waiting else {})))
+
+
+def row_of(target: str, reward: Reward) -> dict[str, Any]:
+    """The row of an episode's reward."""
+    return {
+        "target": target,
+        "source": reward.source,
+        "key": reward.key,
+        "current": True,
+        "waiting": False,
+        "at": reward.at.timestamp(),
+        "body": reward.model_dump_json(),
+    }
 
 
 def _overtaken(connection: sa.Connection, target: str, reward: Reward, given_at: float) -> bool:

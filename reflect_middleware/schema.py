@@ -141,9 +141,36 @@ lessons = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False),  # the namespace's revision that last touched it
     sa.Column("vector", sa.LargeBinary),
     _text("embedder"),  # which embedder made the vector
+    sa.Column("always", sa.Boolean, nullable=False, server_default=sa.false()),  # shown to every run
     sa.Column("body", sa.Text, nullable=False),
     sa.Index("lessons_status", "namespace", "status", "embedder"),
     sa.Index("lessons_revision", "namespace", "revision"),
+)
+everywhere = sa.and_(lessons.c.always, lessons.c.status == sa.literal_column("'active'", sa.Text))
+"""Applies to every task."""
+_few("lessons_always", lessons.c.namespace, lessons.c.status, lessons.c.always, where=everywhere)
+vectors = sa.Table(
+    "vectors",  # of lessons whose row has another embedder's: only of their present version
+    metadata,
+    sa.Column("lesson_id", sa.Text, primary_key=True),
+    sa.Column("embedder", sa.Text, primary_key=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+embedders = sa.Table(
+    "embedders",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),  # its class and model
+    sa.Column("id", sa.Text, primary_key=True),  # the name; of a second one, with other vectors, one of its own
+    sa.Column("probe", sa.LargeBinary, nullable=False),  # the vector of a fixed sentence
+    sa.Column("at", sa.Float, nullable=False),
+)
+moves = sa.Table(
+    "moves",  # how far a store that is being built has come
+    metadata,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),  # the namespace's when it was begun
+    _text("last"),  # lessons up to this id are written, as they were then
 )
 lesson_versions = sa.Table(
     "lesson_versions",

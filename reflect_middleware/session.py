@@ -16,6 +16,7 @@ from reflect_middleware.namespaces import NamespaceRule
 from reflect_middleware.private import NODE, SOURCE
 from reflect_middleware.record import MIDDLEWARE_HOOKS, Recorder
 from reflect_middleware.retrieve import Choice
+from reflect_middleware.slot import Slot
 from reflect_middleware.telemetry import Search
 from reflect_middleware.types import EpisodeStatus, Namespace, new_id, now
 
@@ -32,6 +33,8 @@ class Spec:
     task: Callable[[Any], str] | None
     reward: Callable[..., Any] | None
     inject: Callable[[Mapping[str, Any]], bool] | None
+    read: tuple[NamespaceRule, ...] = ()
+    """How the namespaces are found that are read beside its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class Plan:
     namespace: Namespace
     task: str
     graph_input: Any
+    read: tuple[Namespace, ...] = ()
+    """Further namespaces whose lessons it may be shown; nothing is ever written to them."""
     thread_id: str = ""
     checkpoint_ns: str = ""
     principal: str = ""
@@ -59,6 +64,8 @@ class Plan:
     """Names the execution of the node that this run belongs to, whatever a RetryPolicy makes of it; empty for none."""
     attempt: str = ""
     """Names the attempt of that execution."""
+    slot: Slot | None = None
+    """Its place in a practice; None for a run of the user's own."""
 
 
 @dataclass(slots=True)

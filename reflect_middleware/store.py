@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from reflect_middleware.errors import StoreError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -46,6 +48,8 @@ class Capabilities:
     """True: entries outlive `close` and the process. False: they are read again from the ledger."""
     multi_process: bool = False
     """True: several processes may hold it at once and see each other's writes."""
+    reconnects: bool = False
+    """True: it talks to a server. While that is away calls raise `StoreError`; once it is back they work again."""
 
 
 @runtime_checkable
@@ -53,7 +57,9 @@ class LessonStore(Protocol):
     """What callers need of a vector index. Subclass `BaseLessonStore` to make one.
 
     Vectors are float32 of unit length and always ours; all calls may come from several threads at once.
-    Driver errors are raised as `StoreError` with the driver's error as cause.
+    Driver errors are raised as `StoreError` with the driver's error as cause. So is a vector of another size than its
+    namespace has, and nothing of that call is written. Which model made a vector a store need not know: whoever uses
+    it gives each model's vectors a namespace of their own.
     """
 
     @property
@@ -152,6 +158,25 @@ class BaseLessonStore(ABC):
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await asyncio.to_thread(self.close)
+
+
+def one_size(vectors: Iterable[Vector], held: int = 0) -> int:
+    """The size of vectors that may share a namespace, for stores whose driver does not check it.
+
+    Args:
+        vectors: What is to be written; at least one.
+        held: The size of those that are there; 0 if there are none, or none is known.
+
+    Raises:
+        StoreError: They differ. Nothing may be written then: vectors of two sizes would spoil each search.
+    """
+    sizes = {len(vector) for vector in vectors} | ({held} if held else set())
+    if len(sizes) > 1:
+        raise StoreError(
+            f"Vectors of different sizes {sorted(sizes)} cannot share a namespace. After a change of the embedding "
+            "model, drop the namespace and add all its lessons again."
+        )
+    return min(sizes)
 
 
 def no_vectors(_: Namespace) -> Sequence[Entry]:

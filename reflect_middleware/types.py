@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -18,6 +18,9 @@ EditOp = Literal["add", "edit", "merge", "retire"]
 
 TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
 """Reward sources, the most trusted first. `Episode.reward` is the mean over the first one present."""
+
+SEARCHED_CHARS = 120
+"""Most characters of the evidence by which a lesson is found."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -57,13 +60,17 @@ class Reward(Frozen):
     """When it was given (UTC)."""
 
 
+def most_trusted(rewards: Iterable[Reward]) -> str:
+    """The most trusted source present; empty without any reward."""
+    present = {reward.source for reward in rewards}
+    return next((source for source in (*TRUST, *sorted(present - set(TRUST))) if source in present), "")
+
+
 def combined(rewards: Sequence[Reward]) -> float | None:
     """Mean over the rewards of the most trusted source present; None without any."""
-    for source in (*TRUST, *sorted({r.source for r in rewards} - set(TRUST))):
-        values = [r.value for r in rewards if r.source == source]
-        if values:
-            return sum(values) / len(values)
-    return None
+    source = most_trusted(rewards)
+    values = [reward.value for reward in rewards if reward.source == source]
+    return sum(values) / len(values) if values else None
 
 
 class Step(Frozen):
@@ -92,6 +99,8 @@ class Step(Frozen):
     """Tokens read, as the provider reports them; 0 if it does not."""
     output_tokens: int = 0
     """Tokens written, as the provider reports them; 0 if it does not."""
+    truncated: bool = False
+    """True where the provider says that a limit of tokens has cut off the model's answer."""
 
 
 class Exposure(Frozen):
@@ -105,9 +114,11 @@ class Exposure(Frozen):
     probability: Unit = 1.0
     """The probability with which an eligible lesson was shown."""
     similarity: float = 0.0
-    """Cosine between the task and the lesson, in [-1, 1]."""
+    """Cosine between the task and the lesson, in [-1, 1]; 0 for an always-on lesson that is not among the nearest."""
     position: int = 0
     """Its place in the prompt, from 0."""
+    namespace: Namespace = ()
+    """Where the lesson lives: the episode's own namespace, or one that it reads."""
 
 
 class Episode(Frozen):
@@ -124,6 +135,8 @@ class Episode(Frozen):
     agent: str = ""
     """The wrapped agent's name."""
     namespace: Namespace
+    read: tuple[Namespace, ...] = ()
+    """The namespaces whose lessons it could be shown beside those of its own."""
     thread_id: str = ""
     principal: str = ""
     """On whose behalf it ran, if the run said so."""
@@ -152,7 +165,7 @@ class Episode(Frozen):
     ended_at: datetime | None = None
     """None while it is interrupted."""
     reflection_id: str = ""
-    """The committed reflection that consumed it, else empty."""
+    """The committed reflection that consumed it, else empty; `held-out` for a run of a practice that measured."""
     dead_letter: str = ""
     """Why no reflection could use it, else empty."""
 
@@ -190,6 +203,8 @@ class Lesson(Frozen):
     """Ids of the episodes it came from; empty for a lesson added by hand."""
     pinned: bool = False
     """Pinned lessons are never edited, merged or retired by a reflection or the cap."""
+    always: bool = False
+    """True: it applies everywhere, and every run of the namespace is shown it, whatever its task."""
     supported: bool = True
     """False when `because` is not found in the named episodes."""
     held: tuple[str, ...] = ()
@@ -206,12 +221,20 @@ class Lesson(Frozen):
     shown: int = 0
     """In how many episodes it was in the prompt."""
     shown_reward: float | None = None
-    """Mean reward of the latest 500 of them, of those that have one. A description, not a proof that it helps."""
+    """Mean reward of the latest 500 of them, by the most trusted source that judged any.
+
+    Signs found in the runs themselves do not count. A description, not a proof that it helps.
+    """
 
     @property
     def text(self) -> str:
-        """The lesson as one line, the form that is embedded."""
+        """The lesson as one line, the form in which lessons are compared with each other."""
         return f"{self.when}: {self.do}"
+
+    @property
+    def searched(self) -> str:
+        """What tasks are compared with: the advice with its evidence, whose words are those of former tasks."""
+        return f"{self.text} {self.because[:SEARCHED_CHARS]}".rstrip()
 
 
 class Task(Frozen):
@@ -372,6 +395,8 @@ class Retrieved(Frozen):
     shown: bool
     reason: str = ""
     """Why it was not shown, else empty."""
+    always: bool = False
+    """True if it was shown because it applies everywhere, whatever its similarity."""
 
 
 class Preview(Frozen):
@@ -379,6 +404,8 @@ class Preview(Frozen):
 
     task: str
     namespace: Namespace
+    read: tuple[Namespace, ...] = ()
+    """The namespaces whose lessons it could be shown beside those of its own."""
     block: str
     """The text that would be merged into the system message; empty for none."""
     tokens: int

@@ -50,14 +50,29 @@ class Lessons(Exchange):
         return self._with_statistics((self._core.parts.ledger.lessons.get(lesson_id),))[0]
 
     def add(
-        self, *, when: str, do: str, because: str = "", pinned: bool = False, namespace: Namespace | None = None
+        self,
+        *,
+        when: str,
+        do: str,
+        because: str = "",
+        pinned: bool = False,
+        always: bool = False,
+        namespace: Namespace | None = None,
     ) -> Lesson:
         """Add a lesson by hand; it is active at once.
+
+        Args:
+            when: The situation in which it applies.
+            do: The advice.
+            because: The evidence.
+            pinned: Keep it as it is, whatever is learned.
+            always: Show it to every run of the namespace, whatever its task; see `docs/retrieval.md` for the bounds.
+            namespace: The Reflection's own by default.
 
         Raises:
             LessonTextError: If a text is empty or too long.
         """
-        lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned)
+        lesson = Lesson(namespace=self._own(namespace), when=when, do=do, because=because, pinned=pinned, always=always)
         return self._save(lesson)[0]
 
     def edit(
@@ -68,15 +83,16 @@ class Lessons(Exchange):
         do: str | None = None,
         because: str | None = None,
         pinned: bool | None = None,
+        always: bool | None = None,
     ) -> Lesson:
-        """Change a lesson's words; what is not given stays.
+        """Change a lesson's words, or whether it is pinned or always shown; what is not given stays.
 
         Raises:
             LessonNotFoundError: If there is none of this id.
             LessonTextError: If a text is empty or too long.
         """
         old = self._core.parts.ledger.lessons.get(lesson_id)
-        given = {"when": when, "do": do, "because": because, "pinned": pinned}
+        given = {"when": when, "do": do, "because": because, "pinned": pinned, "always": always}
         changed = {name: value for name, value in given.items() if value is not None}
         return self._save(_next(old, **changed, needs_review=False, held=()))[0] if changed else old
 
@@ -150,7 +166,7 @@ class Lessons(Exchange):
 
     def _vectors(self, lessons: tuple[Lesson, ...]) -> tuple[Sequence[Vector | None], str]:
         try:
-            texts = [lesson.text for lesson in lessons]
+            texts = [lesson.searched for lesson in lessons]
             return self._core.parts.embedder.embed_documents(texts), self._core.parts.embedder.id
         except ReflectError as error:  # they are kept, and embedded when an embedder works
             self._core.failed("embed", error)

@@ -11,6 +11,7 @@ from reflect_middleware.cadence import Backlog, Cadence
 from reflect_middleware.database import Database
 from reflect_middleware.due import Quota, Standing, day_of, rest_after, until_tomorrow
 from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
+from reflect_middleware.hints import ours
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import current
 from reflect_middleware.schema import (
@@ -180,7 +181,7 @@ def _streak(connection: sa.Connection, database: Database, name: str, at: float,
     rows = connection.execute(query.order_by(episodes.c.ended_at.desc()).limit(most)).all()
     judged = current(connection, [row.id for row in rows])
     for number, row in enumerate(rows):
-        reward = combined(judged.get(row.id, ()))
+        reward = combined([given for given in judged.get(row.id, ()) if not ours(given)])
         if not (row.status == "failed" if reward is None else reward < BAD):
             return number
     return len(rows)

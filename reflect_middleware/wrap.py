@@ -58,8 +58,10 @@ class Link:
         if standing.core is not self.core:
             return True
         spec, options = self.spec, self.core.options
-        plain = (agent_name(graph), options.rule, None, None, options.inject)
-        return spec != standing.spec and (spec.agent, spec.rule, spec.task, spec.reward, spec.inject) != plain
+        plain = (agent_name(graph), options.rule, None, None, options.inject, options.read)
+        return (
+            spec != standing.spec and (spec.agent, spec.rule, spec.task, spec.reward, spec.inject, spec.read) != plain
+        )
 
 
 def wrap(graph: G, link: Link) -> G:

@@ -1,10 +1,9 @@
-"""One embedded Chroma client per folder and process: its lock, its collections, its end, and what a fork may not do."""
+"""One embedded Chroma client per folder and process: its lock, its end, and what a fork may not do."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import logging
 import os
 import shutil
@@ -13,24 +12,20 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from reflect_adapters._chroma_collections import Collections, driver, wrapped
 from reflect_adapters._lock import ProcessLock
-from reflect_adapters._names import hashed
-from reflect_middleware.errors import ReflectError, StoreError, StoreLockedError
+from reflect_middleware.errors import StoreError, StoreLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from chromadb.api import ClientAPI
-    from chromadb.api.collection_configuration import CreateHNSWConfiguration
-    from chromadb.api.models.Collection import Collection
 
     from reflect_middleware.types import Namespace
 
 logger = logging.getLogger(__name__)
 LOCK_FILE = "reflect.lock"
-HNSW: CreateHNSWConfiguration = {"space": "cosine", "ef_construction": 200, "max_neighbors": 32, "ef_search": 200}
-"""Chroma's own defaults find only 92 % of the ten nearest of 2,000 random vectors; these find all, 0.1 ms later."""
 DAMAGED = ("file is not a database", "malformed")
 """SQLite's words for a file that is none of its own any more."""
 INDEX_FOLDERS = "????????-????-????-????-????????????"
@@ -38,8 +33,7 @@ HEADER_BYTES = 100
 """Of an index of version 1, the only one so far."""
 _HEADER = struct.Struct("=iQQQQ")
 """An index's version, an offset, how many entries there is room for, how many there are, and the bytes of one."""
-MAX_COLLECTIONS = 1024
-"""Collection handles remembered per client; a forgotten one costs 0.4 ms to get again."""
+TODO = "once this folder is deleted, the next start fills it again."
 
 
 class Client:
@@ -51,74 +45,32 @@ class Client:
         self.users = 0
         self._guard = ProcessLock(path / LOCK_FILE)
         self._running = True
-        self._collections: dict[Namespace, Collection] = {}
         try:
-            with _wrapped(f"opening Chroma in {str(path)!r}"):
+            with wrapped(f"opening Chroma in {str(path)!r}", TODO):
                 self._api = _open(path)
-                self.batch = self._api.get_max_batch_size()
+                self.collections = Collections(self._api)
         except BaseException:
             self._guard.release()
             raise
 
     @contextmanager
-    def call(self, doing: str, namespace: Namespace | None = None) -> Iterator[Client]:
+    def call(self, doing: str, namespace: Namespace | None = None) -> Iterator[Collections]:
         """Check the lock and the folder, then wrap what Chroma raises."""
         self._guard.confirm()
-        try:
-            with _wrapped(doing):
-                yield self
-        except StoreError:
-            # The collection may have been deleted by someone else: the next call asks for it again.
-            if namespace is not None:
-                self._collections.pop(namespace, None)
-            raise
-
-    def collection(self, namespace: Namespace, *, create: bool) -> Collection | None:
-        """The namespace's collection, remembered."""
-        found = self._collections.get(namespace)
-        if found is None:
-            found = self._find(namespace, create=create)
-            if found is not None:
-                if len(self._collections) >= MAX_COLLECTIONS:
-                    self._collections.clear()
-                self._collections[namespace] = found
-        return found
-
-    def _find(self, namespace: Namespace, *, create: bool) -> Collection | None:
-        from chromadb.errors import NotFoundError
-
-        name = collection_name(namespace)
-        if create:
-            readable = {"namespace": json.dumps(namespace, ensure_ascii=True)}
-            return self._api.get_or_create_collection(
-                name, configuration={"hnsw": HNSW}, metadata=readable, embedding_function=None
-            )
-        try:
-            return self._api.get_collection(name, embedding_function=None)
-        except NotFoundError:
-            return None
-
-    def drop(self, namespace: Namespace) -> None:
-        """Delete the namespace's collection, if there is one."""
-        from chromadb.errors import NotFoundError
-
-        self._collections.pop(namespace, None)
-        try:
-            self._api.delete_collection(collection_name(namespace))
-        except NotFoundError:
-            return
+        with self.collections.use(doing, TODO, namespace) as collections:
+            yield collections
 
     def clear(self) -> None:
         """Delete everything, and every trace of it on disk: what Chroma deletes stays in its files."""
-        with _wrapped(f"emptying Chroma in {str(self.path)!r}"):
+        with wrapped(f"emptying Chroma in {str(self.path)!r}", TODO):
             _stop(self._api, self.path)
-            self._collections.clear()
             for child in self.path.iterdir():
                 if child.is_dir():
                     shutil.rmtree(child)
                 elif child.name != LOCK_FILE:
                     child.unlink()
             self._api = _open(self.path)
+            self.collections = Collections(self._api)
 
     def usable(self) -> bool:
         """False once the folder or the lock is lost."""
@@ -138,7 +90,7 @@ class Client:
             return
         self._running = False
         try:
-            with _wrapped(f"closing Chroma in {str(self.path)!r}"):
+            with wrapped(f"closing Chroma in {str(self.path)!r}", TODO):
                 _stop(self._api, self.path)
         finally:
             self._guard.release()
@@ -194,31 +146,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=SHARED.after_fork)
 
 
-def collection_name(namespace: Namespace) -> str:
-    """A name that Chroma allows; the readable namespace is in the collection's metadata."""
-    return f"lessons-{hashed(namespace)}"
-
-
 def _open(path: Path) -> ClientAPI:
-    try:
-        import chromadb
-        from chromadb.config import Settings
-    except ImportError as exc:
-        raise StoreError(
-            "The store 'chroma' needs the package chromadb, which cannot be imported. "
-            "Install it (pip install chromadb), or use store='exact'."
-        ) from exc
+    client = driver().PersistentClient
+    from chromadb.config import Settings
+
+    made: ClientAPI
     settings = Settings(anonymized_telemetry=False)
     if cut := _cut_index(path):
         _empty(path, f"{cut} is cut short")
     try:
-        return chromadb.PersistentClient(path=str(path), settings=settings)
+        made = client(path=str(path), settings=settings)
     except BaseException as exc:
         _forget(path)  # Chroma keeps one that it could not start, and gives it out again
         if not any(sign in str(exc) for sign in DAMAGED):
             raise
         _empty(path, exc)
-    return chromadb.PersistentClient(path=str(path), settings=settings)
+        made = client(path=str(path), settings=settings)
+    return made
 
 
 def _cut_index(path: Path) -> Path | None:
@@ -256,20 +200,3 @@ def _stop(api: ClientAPI, path: Path) -> None:
         return
     if (system := _forget(path)) is not None:
         system.stop()
-
-
-@contextmanager
-def _wrapped(doing: str) -> Iterator[None]:
-    """Raise what Chroma raises as `StoreError`, once."""
-    try:
-        yield
-    except ReflectError:
-        raise
-    except BaseException as exc:
-        # A panic in Chroma's Rust code is no Exception: unwrapped it would pass every boundary and end the user's run.
-        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
-            raise
-        raise StoreError(
-            f"Chroma failed while {doing} ({type(exc).__name__}: {exc}). The ledger still has every lesson: "
-            "once this folder is deleted, the next start fills it again."
-        ) from exc

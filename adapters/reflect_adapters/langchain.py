@@ -24,7 +24,7 @@ from langchain_core.vectorstores import VectorStore
 
 from reflect_middleware.errors import ConfigurationError, StoreError
 from reflect_middleware.exact import ExactStore
-from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext
+from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext, one_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,8 +44,9 @@ class LessonVectors(Embeddings):
     """The embedding of a `VectorStore` for lessons: reads back the vector that a text is.
 
     Args:
-        size: The collection's vector size, where it is fixed; at least the embedding model's. Shorter vectors are
-            filled up with zeros, which changes no cosine. 0: every vector as it is.
+        size: The collection's vector size, where it is fixed or several embedding models' vectors share it; at least
+            the largest of them. Shorter vectors are filled up with zeros, which changes no cosine. 0: every vector as
+            it is.
     """
 
     def __init__(self, size: int = 0) -> None:
@@ -106,13 +107,19 @@ class LangChainStore(BaseLessonStore):
         self._store = store
         self._filter = filter
         self._ids: dict[Namespace, set[str]] = {}
+        self._sizes: dict[Namespace, int] = {}
+        """Of the vectors written to a namespace."""
         self._lock = threading.RLock()
 
     def upsert(self, namespace: Namespace, entries: Sequence[Entry]) -> None:
         """Insert or replace entries by id."""
         place = _place(namespace)
         last = list({entry.id: entry for entry in entries}.values())
+        if not last:
+            return
         with self._using("writing"):
+            held = self._sizes.get(namespace, 0) if self._ids.get(namespace) else 0
+            self._sizes[namespace] = one_size((entry.vector for entry in last), held)
             for start in range(0, len(last), BATCH):
                 self._write(namespace, place, last[start : start + BATCH])
 

@@ -19,7 +19,7 @@ from langgraph.store.memory import InMemoryStore
 
 from reflect_middleware.errors import ConfigurationError, StoreError
 from reflect_middleware.exact import ExactStore
-from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext
+from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext, one_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +71,11 @@ class LangGraphStore(BaseLessonStore):
         """Insert or replace entries by id."""
         place = _place(namespace)
         last = {entry.id: entry for entry in entries}
+        if not last:
+            return
+        with _wrapped("reading"):
+            held = self._search(place, 1)
+        one_size((entry.vector for entry in last.values()), len(_entry(held[0]).vector) if held else 0)
         self._write([PutOp(place, _key(one), _value(entry), index=False) for one, entry in last.items()])
 
     def delete(self, namespace: Namespace, ids: Iterable[str]) -> None:

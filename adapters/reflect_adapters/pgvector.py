@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reflect_adapters._names import hashed
 from reflect_adapters._postgres import Connections, Packed
 from reflect_middleware.errors import ConfigurationError, StoreError
-from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext
+from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext, one_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ class PgvectorStore(BaseLessonStore):
     """
 
     def __init__(self, url: str, *, connections: int = 5, hnsw_above: int = 0) -> None:
-        self.capabilities = Capabilities(exact=hnsw_above <= 0, persistent=True, multi_process=True)
+        self.capabilities = Capabilities(exact=hnsw_above <= 0, persistent=True, multi_process=True, reconnects=True)
         self._hnsw_above = hnsw_above
         self._connections = Connections(_libpq(url), most=connections)
         try:
@@ -100,24 +100,19 @@ class PgvectorStore(BaseLessonStore):
         vectors = dict(sorted((entry.id, entry.vector) for entry in {entry.id: entry for entry in entries}.values()))
         if not vectors:
             return
-        space, sizes = hashed(namespace), {len(vector) for vector in vectors.values()}
+        space, size = hashed(namespace), one_size(vectors.values())
 
         def write(connection: Connection[Any]) -> int:
-            if found := connection.execute(SIZE, (space,)).fetchone():
-                sizes.add(found[0])
-            if len(sizes) > 1:
-                raise StoreError(
-                    f"Vectors of different sizes {sorted(sizes)} cannot share a namespace. After a change of the "
-                    "embedding model, drop the namespace and add all its lessons again."
-                )
+            found = connection.execute(SIZE, (space,)).fetchone()
+            one_size(vectors.values(), found[0] if found else 0)
             rows = [(space, one, Packed(vector)) for one, vector in vectors.items()]
             with connection.cursor() as cursor:
                 cursor.executemany(UPSERT, rows)
             return int(connection.execute(COUNT, (space,)).fetchone()[0]) if self._hnsw_above > 0 else 0  # type: ignore[index]
 
         count = self._connections.run(f"writing to the namespace {namespace!r}", write)
-        if 0 < self._hnsw_above <= count and max(sizes) <= MAX_INDEXED:
-            self._connections.run(f"indexing {namespace!r}", lambda connection: _index(connection, space, max(sizes)))
+        if 0 < self._hnsw_above <= count and size <= MAX_INDEXED:
+            self._connections.run(f"indexing {namespace!r}", lambda connection: _index(connection, space, size))
 
     def delete(self, namespace: Namespace, ids: Iterable[str]) -> None:
         """Remove entries by id; unknown ids are ignored."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from reflect_adapters._names import hashed
 from reflect_adapters._qdrant_client import Folder, Given, Server, is_local, local_collection, quicken, wrapped
-from reflect_middleware.errors import ConfigurationError, StoreError
-from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext
+from reflect_middleware.errors import ConfigurationError
+from reflect_middleware.store import BaseLessonStore, Capabilities, Entry, Hit, StoreContext, one_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,8 +34,8 @@ IDS = uuid.UUID("7a1c3c52-5d0e-4f0a-9d6b-5b8f9a3d2c11")
 def open_store(context: StoreContext) -> QdrantStore:
     """Entry point `qdrant`: a folder in the context's place, or a server by `qdrant://host:6333`.
 
-    Options: `client`, a QdrantClient of yours, which we never close; `exact` (default True); for a server `https`,
-    `api_key`, `prefix`, `timeout` (s), `prefer_grpc`, `grpc_port`, `headers`.
+    Options: `client`, a QdrantClient of yours, which we never close, as is one given as `store=`; `exact` (default
+    True); for a server `https`, `api_key`, `prefix`, `timeout` (s), `prefer_grpc`, `grpc_port`, `headers`.
 
     Raises:
         ConfigurationError: an unknown option, or one that does not go with the rest.
@@ -44,7 +44,7 @@ def open_store(context: StoreContext) -> QdrantStore:
         StoreError: the server or the folder cannot be used.
     """
     options = dict(context.options)
-    exact, client = bool(options.pop("exact", True)), options.pop("client", None)
+    exact, client = bool(options.pop("exact", True)), options.pop("client", context.given)
     allowed = SETTINGS if context.url else ()
     if unknown := sorted(set(options) - set(allowed)):
         raise ConfigurationError("store_options", unknown, ", ".join(("client", "exact", *allowed)))
@@ -87,7 +87,8 @@ class QdrantStore(BaseLessonStore):
         name = _name(namespace)
         with wrapped(f"writing to the namespace {namespace!r}"):
             with self._source.use() as client:
-                _prepare(client, name, {len(vector) for vector in vectors.values()})
+                _prepare(client, name, one_size(vectors.values()))
+                one_size(vectors.values(), _size(client, name))
                 if isinstance(self._source, Folder):
                     quicken(client, name)
             for some in self._batches(vectors):
@@ -188,24 +189,21 @@ def _point(one: str, vector: Vector) -> Any:
     return PointStruct(id=_uuid(one), vector=vector.tolist(), payload={"id": one})
 
 
-def _prepare(client: QdrantClient, name: str, sizes: set[int]) -> None:
-    """Make the collection if there is none, and refuse vectors of another size than it has."""
+def _prepare(client: QdrantClient, name: str, size: int) -> None:
+    """Make the collection if there is none."""
     from qdrant_client.models import Distance, VectorParams
 
-    if len(sizes) == 1 and not client.collection_exists(name):
+    if not client.collection_exists(name):
         try:
-            client.create_collection(name, vectors_config=VectorParams(size=min(sizes), distance=Distance.COSINE))
+            client.create_collection(name, vectors_config=VectorParams(size=size, distance=Distance.COSINE))
         except Exception:
             if not client.collection_exists(name):  # else another process was faster
                 raise
-    if client.collection_exists(name):
-        config: Any = client.get_collection(name).config.params.vectors
-        sizes = sizes | {config.size}
-    if len(sizes) > 1:
-        raise StoreError(
-            f"Vectors of different sizes {sorted(sizes)} cannot share a namespace. After a change of the embedding "
-            "model, drop the namespace and add all its lessons again."
-        )
+
+
+def _size(client: QdrantClient, name: str) -> int:
+    config: Any = client.get_collection(name).config.params.vectors
+    return int(config.size)
 
 
 def _delete(client: QdrantClient, name: str) -> None:

@@ -39,6 +39,7 @@ FEW: dict[str, tuple[str, tuple[str, ...]]] = {
     "episodes_nested": ("root_run_id != id", ("episodes", "root_run_id")),
     "episodes_owned": ("principal != ''", ("episodes", "principal", "namespace", "started_at")),
     "rewards_early": ("{waiting}", ("rewards", "waiting", "seq", "at")),
+    "lessons_always": ("{always} AND status = 'active'", ("lessons", "namespace", "status", "always")),
     "reflections_running": ("status = 'running'", ("reflections", "namespace")),
     "reflections_released": ("status = 'released'", ("reflections", "namespace", "status", "started_at")),
 }
@@ -51,6 +52,10 @@ def upgrade() -> None:
     op.add_column("episodes", sa.Column("principal", sa.Text, server_default="", nullable=False))
     op.add_column("episodes", sa.Column("sampled", sa.Boolean, server_default=sa.true(), nullable=False))
     op.add_column("episodes", sa.Column("size", sa.Integer, server_default="0", nullable=False))
+    op.add_column("lessons", sa.Column("always", sa.Boolean, server_default=sa.false(), nullable=False))
+    op.execute(
+        "UPDATE lessons SET embedder = '', vector = NULL"
+    )  # their evidence is embedded with them now: vectors are made anew
     op.add_column("reflections", sa.Column("lease", sa.Float, server_default="30", nullable=False))
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
@@ -63,8 +68,8 @@ def upgrade() -> None:
     for name, (table, *columns) in INDICES.items():
         op.create_index(name, table, columns)
     for name, (where, (table, *columns)) in FEW.items():
-        on_sqlite = sa.text(where.format(sampled="sampled = 1", waiting="waiting = 1"))
-        on_postgres = sa.text(where.format(sampled="sampled", waiting="waiting = true"))
+        on_sqlite = sa.text(where.format(sampled="sampled = 1", waiting="waiting = 1", always="always = 1"))
+        on_postgres = sa.text(where.format(sampled="sampled", waiting="waiting = true", always="always"))
         op.create_index(name, table, columns, sqlite_where=on_sqlite, postgresql_where=on_postgres)
 
 
@@ -90,6 +95,26 @@ def _tables() -> None:
         sa.Column("body", sa.Text, server_default="", nullable=False),
     )
     op.create_index("audit_time", "audit", ["at"])
+    op.create_table(
+        "vectors",
+        sa.Column("lesson_id", sa.Text, primary_key=True),
+        sa.Column("embedder", sa.Text, primary_key=True),
+        sa.Column("vector", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "embedders",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("probe", sa.LargeBinary, nullable=False),
+        sa.Column("at", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "moves",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("namespace", sa.Text, primary_key=True),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("last", sa.Text, server_default="", nullable=False),
+    )
 
 
 def _fill(connection: sa.Connection) -> None:

@@ -16,7 +16,7 @@ FACTORIES = {
     "chroma": lambda path: ChromaStore(path / "chroma"),
     "exact": lambda path: ExactStore(),
     "qdrant": lambda path: QdrantFolderStore(path / "qdrant"),
-    "langchain": lambda path: LangChainStore(InMemoryVectorStore(LessonVectors())),
+    "langchain": lambda path: LangChainStore(InMemoryVectorStore(LessonVectors(128))),
     "langgraph": lambda path: LangGraphStore(InMemoryStore()),
 }
 """Entry point name -> a function of the test's own folder that opens the store; each call opens the same data."""
@@ -24,3 +24,10 @@ ON_POSTGRES = {
     "pgvector": PgvectorStore,
 }
 """The same for stores in PostgreSQL: functions of the URL of the test's own database."""
+BREAK = {
+    "chroma": lambda store: setattr(store._client().collections.api._server, "bindings", None),
+    "langchain": lambda store: setattr(store._store, "store", None),
+    "langgraph": lambda store: setattr(store._store, "_data", None),
+    "qdrant": lambda store: store._source._held.client.close(),
+}
+"""How to make what lies under an open store fail. Not `exact`: nothing lies under it. Those on a server lose it."""

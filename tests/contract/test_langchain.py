@@ -12,7 +12,7 @@ from langchain_qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, FieldCondition, Filter, MatchValue, VectorParams
 
-from reflect_adapters._chroma_client import HNSW
+from reflect_adapters._chroma_collections import HNSW
 from reflect_adapters.langchain import NAMESPACE, LangChainStore, LessonVectors, open_store
 from reflect_middleware import Reflection
 from reflect_middleware.errors import ConfigurationError, StoreError
@@ -20,8 +20,13 @@ from reflect_middleware.store import StoreContext
 from reflect_middleware.testing import HashingEmbeddings, StoreContract
 from reflect_middleware.testing.store_contract import entries, vectors
 
+FEWER = 2_000
+"""With 10,000 the adapter is tested in test_stores.py; Chroma and Qdrant need 10 s for that behind LangChain."""
+
 
 class TestInMemory(StoreContract):
+    at_scale = FEWER
+
     @pytest.fixture
     def open_store(self):
         store = InMemoryVectorStore(LessonVectors())
@@ -31,6 +36,8 @@ class TestInMemory(StoreContract):
 
 
 class TestChroma(StoreContract):
+    at_scale = FEWER
+
     @pytest.fixture
     def open_store(self):
         client = chromadb.EphemeralClient()
@@ -40,6 +47,8 @@ class TestChroma(StoreContract):
 
 
 class TestQdrant(StoreContract):
+    at_scale = FEWER
+
     @pytest.fixture
     def open_store(self):
         client = QdrantClient(":memory:")

@@ -33,13 +33,25 @@ def sqlite(tmp_path):
     connection.close()
 
 
+FEWER = 3_000
+"""With 10,000 the adapter is tested in test_stores.py; these databases need 5 s for that."""
+
+
 class TestSqliteStore(StoreContract):
+    at_scale = FEWER
+
     @pytest.fixture
     def open_store(self, sqlite):
         return lambda: LangGraphStore(sqlite)
 
+    @pytest.fixture
+    def break_driver(self, sqlite):
+        return lambda store: sqlite.conn.close()
+
 
 class TestPostgresStore(StoreContract):
+    at_scale = FEWER
+
     @pytest.fixture
     def open_store(self, postgres):
         module = pytest.importorskip("langgraph.store.postgres", reason="needs langgraph-checkpoint-postgres")
@@ -52,6 +64,10 @@ class TestPostgresStore(StoreContract):
             store = module.PostgresStore(connections)
             store.setup()
             yield lambda: LangGraphStore(store)
+
+    @pytest.fixture
+    def break_driver(self):
+        return lambda store: store._store.conn.close()
 
 
 class Refusing(Embeddings):

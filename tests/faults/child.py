@@ -372,7 +372,8 @@ def search(child: Child) -> None:
                 hits=[(item.lesson.id, round(item.similarity, 4)) for item in found],
             )
         if index._store is not None:
-            with index._store._collection(index._space(space)) as (collection, _):
+            with index._store._using("judging", index._space(space)) as collections:
+                collection = collections.found(index._space(space))
                 held = collection.get(include=["embeddings"])
             pairs = zip(held["ids"], held["embeddings"], strict=True)
             vectors = {name: [float(x) for x in vector] for name, vector in pairs}

@@ -233,7 +233,7 @@ def vectors_right(rows: Rows, embed: Callable[[str], Sequence[float]]) -> Iterat
             continue
         if row["vector"] is None:
             yield f"lesson {i} has no vector"
-        elif not _near(np.frombuffer(row["vector"], dtype=np.float32), embed(_lesson(row).text)):
+        elif not _near(np.frombuffer(row["vector"], dtype=np.float32), embed(_lesson(row).searched)):
             yield f"lesson {i} has the vector of other words"
 
 

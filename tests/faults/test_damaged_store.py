@@ -101,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     with opened(path) as reflection:
         parts = reflection._core.parts
         made = [Lesson(namespace=("default",), when=" ".join(x[:4]), do=" ".join(x[4:])) for x in LESSONS]
-        vectors = parts.embedder.embed_documents([lesson.text for lesson in made])
+        vectors = parts.embedder.embed_documents([lesson.searched for lesson in made])
         changes = [Change(lesson=x, vector=v, expected_version=0) for x, v in zip(made, vectors, strict=True)]
         parts.ledger.lessons.save_all(changes, parts.embedder.id)
         found = answers(reflection)
@@ -120,8 +120,8 @@ def test_a_damaged_folder_is_made_anew(whole: tuple[Path, Any], tmp_path: Path, 
         index = reflection._core.parts.index
         assert index.describe() == "the store"
         space = index._space(("default",))
-        with index._store._collection(space) as (collection, _):
-            held = collection.get(include=["embeddings"])
+        with index._store._using("judging", space) as collections:
+            held = collections.found(space).get(include=["embeddings"])
         rows = judge.read(reflection._options.ledger_url)
     stored = dict(zip(held["ids"], held["embeddings"], strict=True))
     assert list(judge.store_is_ledger(rows, to_key(("default",)), stored)) == []

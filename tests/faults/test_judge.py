@@ -208,7 +208,7 @@ def test_a_store_that_is_not_the_ledger_is_found(
 ) -> None:
     rows = judge.read(f"sqlite:///{good.file}")
     active = [row for row in rows.lessons.values() if row["status"] == "active"]
-    vectors = {row["id"]: embed(judge._lesson(row).text) for row in active}
+    vectors = {row["id"]: embed(judge._lesson(row).searched) for row in active}
     act(vectors)
     found = list(judge.store_is_ledger(rows, to_key(SPACE), vectors))
     assert len(found) == (expected is not None)

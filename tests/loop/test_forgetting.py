@@ -365,8 +365,8 @@ def test_a_namespace_that_comes_back_begins_anew(make: Any) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize(("make", "store"), [("sqlite", "chroma"), ("postgresql", "exact")], indirect=["make"])
 def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, store: str) -> None:
-    reflection = make(testing.ScriptedChatModel(lambda _: adding("canary order", do="ask Zwetschgenbaum")), every=1,
-                      path=str(tmp_path))  # fmt: skip
+    model = testing.ScriptedChatModel(lambda _: adding("canary order", do="ask the Pflaumenmus desk"))
+    reflection = make(model, every=1, path=str(tmp_path))
     with child(make, tmp_path, f"wait:{store}") as other:
         assert other.stdin is not None
         assert other.stdout is not None
@@ -379,10 +379,10 @@ def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, st
         assert other.stdout.readline() == "ready\n"
         go(reflection, TASK, ANNA)
         shown = [next_run() for _ in range(3)]
-        assert all("Zwetschgenbaum" in line for line in shown)
+        assert all("Pflaumenmus" in line for line in shown)
         report = reflection.episodes.purge(principal=ANNA)
         assert report.complete == (store == "exact"), report.left
-        assert "Zwetschgenbaum" not in next_run()
+        assert "Pflaumenmus" not in next_run()
         other.stdin.close()
         assert other.wait(timeout=60) == 0
     assert reflection.episodes.purge(principal=ANNA).complete

@@ -12,6 +12,7 @@ import chromadb
 import pytest
 
 from reflect_adapters import _chroma_client as clients
+from reflect_adapters import _chroma_collections as collections
 from reflect_adapters import _lock
 from reflect_adapters.chroma import ChromaStore, open_store
 from reflect_middleware.errors import StoreError, StoreLockedError
@@ -203,7 +204,7 @@ def test_a_deleted_folder_is_an_error_and_reopening_works(path, store, tmp_path)
 def test_a_deleted_collection_is_one_error_and_then_made_anew(path, store):
     store.upsert(HERE, entries(3))
     client = clients.SHARED._clients[path.resolve()]
-    client._api.delete_collection(clients.collection_name(HERE))
+    client._api.delete_collection(collections.collection_name(HERE))
     with pytest.raises(StoreError, match=r"NotFoundError.*fills it again"):
         store.ids(HERE)
     assert store.ids(HERE) == set()
@@ -268,9 +269,9 @@ class PanicException(BaseException):
 
 
 def test_a_panic_is_wrapped_and_a_cancellation_is_not():
-    with pytest.raises(StoreError, match="PanicException"), clients._wrapped("testing"):
+    with pytest.raises(StoreError, match="PanicException"), collections.wrapped("testing", "try again"):
         raise PanicException
-    with pytest.raises(KeyboardInterrupt), clients._wrapped("testing"):
+    with pytest.raises(KeyboardInterrupt), collections.wrapped("testing", "try again"):
         raise KeyboardInterrupt
 
 
@@ -285,14 +286,14 @@ def test_collections_are_cosine_named_by_hash_and_carry_the_readable_namespace(p
     namespace = ("acme", "Zoë")
     store.upsert(namespace, entries(1))
     collection = clients.SHARED._clients[path.resolve()]._api.list_collections()[0]
-    assert collection.name == clients.collection_name(namespace)
+    assert collection.name == collections.collection_name(namespace)
     assert collection.metadata == {"namespace": '["acme", "Zo\\u00eb"]'}
     assert collection.configuration_json["hnsw"]["space"] == "cosine"
 
 
 def test_collection_names_tell_namespaces_apart():
     namespaces = [("a", "b"), ("a,b",), ('a", "b',), ("ab",), ("a", "b", "")]
-    assert len({clients.collection_name(namespace) for namespace in namespaces}) == len(namespaces)
+    assert len({collections.collection_name(namespace) for namespace in namespaces}) == len(namespaces)
 
 
 def test_reading_makes_no_collection(path, store):
@@ -303,7 +304,7 @@ def test_reading_makes_no_collection(path, store):
 
 
 def test_forgotten_collections_are_found_again(store, monkeypatch):
-    monkeypatch.setattr(clients, "MAX_COLLECTIONS", 2)
+    monkeypatch.setattr(collections, "MAX_COLLECTIONS", 2)
     for name in "abcd":
         store.upsert((name,), entries(2))
     assert [len(store.ids((name,))) for name in "abcd"] == [2] * 4

@@ -94,6 +94,16 @@ def test_lesson_is_added_edited_retired_and_approved(module: str) -> None:
     assert "pinned" in run("lessons", "show", short).stdout
 
 
+def test_a_lesson_is_shown_to_every_run_until_it_is_not(module: str) -> None:
+    added = data(
+        "lessons", "add", "--when", "answering", "--do", "be kind", "--always", "--app", f"{module}:reflection"
+    )
+    sys.modules.pop(module)
+    assert added["always"]
+    assert "active always" in run("lessons").stdout
+    assert data("lessons", "edit", added["id"], "--no-always", "--app", f"{module}:reflection")["always"] is False
+
+
 def test_search_finds_the_nearest(module: str) -> None:
     [hit] = data("lessons", "search", "paying a bill in another currency", "--app", f"{module}:reflection")
     assert hit["lesson"]["do"] == "name the currency"

@@ -10,6 +10,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from reflect_middleware import ReflectError, Reflection, testing
 from reflect_middleware.errors import ConfigurationError, TemplateError, UnknownStoreError, WrapError
+from reflect_middleware.hints import RULES
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,15 @@ from reflect_middleware.errors import ConfigurationError, TemplateError, Unknown
         ({"lease": float("nan")}, r"lease is nan"),
         ({"exit_timeout": float("inf")}, r"exit_timeout is inf"),
         ({"learn": "yes"}, r"learn is 'yes'; allowed: True or False"),
-        ({"reward": 0.5}, r"reward is 0.5; allowed: a callable or None"),
+        ({"reward": 0.5}, r"reward is 0.5; allowed: a callable, 'self' or None"),
+        ({"reward": "me"}, r"reward is 'me'; allowed: a callable, 'self' or None"),
+        ({"reward": "self", "reflector": list}, r"model is None; allowed: a chat model with reward='self'"),
+        (
+            {"signals": "repair"},
+            r"signals is 'repair'; allowed: True, False, or a tuple of names from failed, limit.*\('repair',\)",
+        ),
+        ({"signals": ("repair", "luck")}, r"signals is \('repair', 'luck'\)"),
+        ({"signals": 1}, r"signals is 1"),
         ({"decision": "yes"}, r"decision is 'yes'; allowed: a callable or None"),
         ({"redact": "x"}, r"redact is 'x'; allowed: a callable or None"),
         ({"max_lessons": 0}, r"max_lessons is 0"),
@@ -49,6 +58,21 @@ def test_wrong_values(tmp_path: Path, settings: dict[str, Any], says: str) -> No
         Reflection(**{"path": tmp_path, "model": None} | settings)
     assert isinstance(caught.value, (ValueError, LookupError))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("signals", "on"),
+    [(True, tuple(RULES)), (False, ()), (("thanks", "error"), ("error", "thanks")), ([], ())],
+)
+def test_signals(tmp_path: Path, signals: Any, on: tuple[str, ...]) -> None:
+    assert Reflection(path=tmp_path, signals=signals)._options.signals == on
+
+
+def test_an_agent_of_its_own_cannot_judge_itself(tmp_path: Path) -> None:
+    reflection = Reflection(path=tmp_path)
+    graph = StateGraph(MessagesState).add_node("a", lambda _: {}).add_edge(START, "a").compile()
+    with pytest.raises(ConfigurationError, match=r"reward is 'self'; allowed: a callable or None"):
+        reflection.wrap(graph, reward="self")  # type: ignore[arg-type]
 
 
 def test_unknown_store_names_the_installed_ones(tmp_path: Path) -> None:

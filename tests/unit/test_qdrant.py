@@ -11,7 +11,7 @@ import pytest
 
 from reflect_adapters import qdrant
 from reflect_adapters.qdrant import QdrantFolderStore, QdrantStore, open_store
-from reflect_middleware import Reflection
+from reflect_middleware import Reflection, registry
 from reflect_middleware.errors import ConfigurationError, MissingExtraError, StoreError, StoreLockedError
 from reflect_middleware.store import StoreContext
 from reflect_middleware.testing import HashingEmbeddings, StoreContract
@@ -53,10 +53,16 @@ class TestAClientOfTheUsers(StoreContract):
         """Each store gets a client of its own, so nothing is promised to outlive it."""
         return lambda: QdrantStore(qdrant_client.QdrantClient(":memory:"))
 
+    @pytest.fixture
+    def break_driver(self):
+        return lambda store: store._source._client.close()
+
 
 def test_a_client_that_was_given_is_never_closed(client, tmp_path):
     client.create_collection("theirs", vectors_config=qdrant_client.models.VectorParams(size=4, distance="Dot"))
-    for store in (QdrantStore(client), open_store(StoreContext(path=tmp_path, options={"client": client}))):
+    named = open_store(StoreContext(path=tmp_path, options={"client": client}))
+    given = registry.open_store(client, StoreContext(path=tmp_path, options={"exact": False}))
+    for store in (QdrantStore(client), named, given):
         store.upsert(HERE, entries(3))
         store.drop(HERE)
         store.close()
@@ -158,7 +164,7 @@ def test_lessons_are_found_through_it(tmp_path):
         index.lane.wait_idle(None)
         assert index.describe() == "the store"
         assert [one.lesson.id for one in reflection.lessons.search("refunds")] == [rule.id]
-        assert index.gap(("acme",)) == 0
+        assert index.compare(("acme",)).total == 0
 
 
 @pytest.mark.parametrize(

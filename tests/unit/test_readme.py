@@ -51,7 +51,7 @@ def given() -> Mapping[str, Any]:
         "prompt": ChatPromptTemplate([("system", "{lessons}"), ("human", "{question}")]),
         "run_id": str(uuid4()),
         "MyStore": MyStore,
-        "my_base_store": InMemoryStore(),
+        "my_client": InMemoryStore(),
         "my_embeddings": HashingEmbeddings(),
     }
 

@@ -103,6 +103,23 @@ def test_an_object_that_an_adapter_wraps_is_given_to_it(context):
     assert [item.value["id"] for item in given.search(())] == ["id-0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("chromadb.api.ClientAPI", "chroma"),
+        ("chromadb.api.async_api.AsyncClientAPI", "chroma"),
+        ("langchain_core.vectorstores.base.VectorStore", "langchain"),
+        ("langgraph.store.base.BaseStore", "langgraph"),
+        ("qdrant_client.qdrant_client.QdrantClient", "qdrant"),
+    ],
+)
+def test_the_classes_that_adapters_wrap_are_called_so_where_they_are_made(name, adapter):
+    module, _, wanted = name.rpartition(".")
+    cls = getattr(pytest.importorskip(module, reason="an extra is not installed"), wanted)
+    assert f"{cls.__module__}.{cls.__qualname__}" == name
+    assert registry.installed(registry.WRAPPERS)[name].module == f"reflect_adapters.{adapter}"
+
+
 def test_an_object_is_wrapped_by_its_nearest_class(plugins, context):
     class Mine(InMemoryStore):
         """A class of the user's."""

@@ -1,0 +1,1 @@
+"""How well lessons are found: a labelled set, and what each embedder does on it."""
