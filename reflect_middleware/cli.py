@@ -16,7 +16,7 @@ from reflect_middleware.cli_open import named, opened, reported
 from reflect_middleware.cli_practice import practice
 from reflect_middleware.cli_reindex import following, reindex
 from reflect_middleware.cli_view import View
-from reflect_middleware.cli_worker import worker
+from reflect_middleware.cli_worker import consolidate, worker
 from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.reflection import Reflection
 from reflect_middleware.types import EpisodeStatus, LessonStatus
@@ -57,6 +57,7 @@ reflections = typer.Typer(cls=ListByDefault, help="How lessons were learned: lis
 app.command()(worker)
 app.command()(practice)
 app.command()(migrate)
+lessons.command("consolidate")(consolidate)
 app.command()(reindex)
 app.add_typer(lessons, name="lessons")
 app.add_typer(episodes, name="episodes")

@@ -127,6 +127,20 @@ class View:
         said = f"failed: {error}" if error else f"{accepted} edits accepted, {rejected} rejected, {tokens} tokens"
         self.say(f"{space}: {episodes} episodes read, {said}", **report.model_dump(mode="json"))
 
+    def consolidated(self, report: ReflectionReport) -> None:
+        """What a consolidation did."""
+        done, data = report.consolidation, report.model_dump(mode="json")
+        if report.error or done is None:
+            self.say(f"failed: {report.error}" if report.error else "Nothing to merge, and nothing fades.", **data)
+            return
+        was, is_ = done.before, done.after
+        self.say(
+            f"{was.lessons} lessons of {was.tokens} tokens became {is_.lessons} of {is_.tokens}; {is_.found} of"
+            f" {is_.tried} tasks find theirs (before: {was.found}); {len(report.accepted)} changes accepted,"
+            f" {len(report.rejected)} rejected: reflect reflections show {report.reflections[0]}",
+            **data,
+        )
+
     def reflection(self, record: ReflectionRecord) -> None:
         """One reflection in full: what the model was asked, what it said, what became of it."""
         fields = {
@@ -141,6 +155,8 @@ class View:
             "asked by": record.way,
             "prompt": record.prompt,
             "answer": record.answer,
+            "before": str(record.consolidation.before) if record.consolidation else "",
+            "after": str(record.consolidation.after) if record.consolidation else "",
             "note": record.note,
         }
         edits = {f"edit {number}": _outcome(outcome) for number, outcome in enumerate(record.outcomes, 1)}

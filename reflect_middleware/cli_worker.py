@@ -1,4 +1,4 @@
-"""`reflect worker`: the command that does reflections for other processes."""
+"""`reflect worker` and `reflect lessons consolidate`: the commands that need a model."""
 
 import signal
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ Every = Annotated[int | None, typer.Option("--every", min=1, help="How many runs
 
 def _reflection(target: Target, values: dict[str, Any]) -> Reflection:
     """The user's own Reflection, or one over a ledger with a model by name."""
-    model, every = values["model"], values["every"]
+    model, every = values["model"], values.get("every")
     if target.app:
         for name, value in (("--model", model), ("--every", every)):
             if value is not None:
@@ -79,6 +79,25 @@ def worker(
     if once:
         view.reports(reports)
     if any(report.error for report in reports):
+        raise typer.Exit(1)
+
+
+@opened(opens=_reflection)
+def consolidate(
+    reflection: Reflection,
+    view: View,
+    *,
+    model: Model = None,  # noqa: ARG001 - read where the Reflection is opened
+) -> None:
+    """Merge related lessons into fewer, more general ones, and let fade what is never used (needs --app or --model).
+
+    What was merged or faded is retired: `reflect lessons approve` brings it back, `reflect lessons rollback` all of it.
+    """
+    if view.namespace is None and reflection._options.rule.plain is None:  # noqa: SLF001 - part of the house
+        raise ConfigurationError("--namespace", None, "parts with commas between", "This Reflection has no plain one.")
+    report = reflection.consolidate(namespace=view.namespace)
+    view.consolidated(report)
+    if report.error:
         raise typer.Exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from reflect_middleware.forget import Said, everything, remains, said, scrubbed, told_by, words_of
+from reflect_middleware.forget import Said, everything, named_in, remains, said, scrubbed, told_by, words_of
 from reflect_middleware.forget_table import Criteria, Marked, chunks
 from reflect_middleware.ledger import Ledger
 from reflect_middleware.types import Lesson, ReflectionRecord, now
@@ -55,8 +55,15 @@ class Eraser:
         marked = forget.scope(tally.ids)
         forget.mark(marked)
         readers = self.readers(marked)
+        merged: list[Lesson] = []
         for lesson, versions in self.concerned(readers):
-            self._settle(lesson, versions, readers)
+            if lesson.replaces:
+                merged.append(lesson)
+            else:
+                self._settle(lesson, versions, readers)
+        for lesson in sorted(merged, key=lambda x: x.created_at):  # after those that they name, which may be erased
+            for again, versions in forget.standing([lesson.id]).values():
+                self._settle(again, versions, readers)
         forget.erase_lessons(tally.erased.values())
         self._scrub(marked, readers)
         tally.counts = forget.erase_episodes(tally.ids)
@@ -79,7 +86,7 @@ class Eraser:
         sources = {source for version in (lesson, *versions) for source in version.sources}
         sources |= {read for version in versions for read in read_by.get(version.created_by, ()) if read in self.gone}
         purged, kept = self._text(sources & self.gone), self._text(sources - self.gone)
-        stays = remains(lesson, versions, self.gone, purged, kept)
+        stays = remains(lesson, versions, self.gone, purged, kept, erased=frozenset(self.tally.erased))
         if stays is None:
             self.tally.erased[lesson.id] = lesson
             self.told |= said((text for v in (lesson, *versions) for text in (v.do, v.because)), whole=True)
@@ -111,7 +118,7 @@ class Eraser:
         erased = self.tally.erased.keys()
         for record in self.ledger.forget.records(marked):
             reads = not self.gone.isdisjoint(record.episodes)
-            names = any(o.lesson_id in erased for o in record.outcomes)
+            names = not erased.isdisjoint(named_in(record))
             if reads or names or told.repeated_in(f"{record.prompt}\n{record.answer}\n{record.error}"):
                 bare = scrubbed(record, self.gone, erased)
                 self.ledger.forget.scrub(bare)

@@ -79,7 +79,13 @@ def by_hand(lesson: Lesson, versions: Sequence[Lesson]) -> bool:
 
 
 def remains(
-    lesson: Lesson, versions: Sequence[Lesson], gone: AbstractSet[str], purged: str, kept: str
+    lesson: Lesson,
+    versions: Sequence[Lesson],
+    gone: AbstractSet[str],
+    purged: str,
+    kept: str,
+    *,
+    erased: AbstractSet[str] = frozenset(),
 ) -> Lesson | None:
     """What stays of a lesson; None: nothing.
 
@@ -89,6 +95,7 @@ def remains(
         gone: Ids of the purged episodes.
         purged: What those of them said that the lesson comes from.
         kept: What its other episodes say.
+        erased: Ids of lessons of which nothing stays.
     """
     sources = tuple(source for source in lesson.sources if source not in gone)
     own = by_hand(lesson, versions)
@@ -97,15 +104,24 @@ def remains(
         return None
     quoted = found(lesson.because, purged) and not found(lesson.because, kept)
     because = "" if quoted or only_there.repeated_in(lesson.because) else lesson.because
-    if (sources, because) == (lesson.sources, lesson.because):
+    replaces = tuple(old for old in lesson.replaces if old not in erased)
+    if (sources, because, replaces) == (lesson.sources, lesson.because, lesson.replaces):
         return lesson
-    words = {"sources": sources, "because": because, "supported": lesson.supported and bool(because), "held": ()}
+    supported = lesson.supported and bool(because)
+    words = {"sources": sources, "because": because, "supported": supported, "held": (), "replaces": replaces}
     return lesson.model_copy(update={**words, "needs_review": True, "created_by": _author(lesson, versions, own=own)})
 
 
 def told_by(version: Lesson, gone: AbstractSet[str], purged: Said) -> bool:
     """Whether an old version has to go: it names a purged episode, or repeats what one said."""
     return not gone.isdisjoint(version.sources) or purged.repeated_in(f"{version.text}\n{version.because}")
+
+
+def named_in(record: ReflectionRecord) -> set[str]:
+    """The ids of the lessons that a reflection made, changed, or asked about to consolidate them."""
+    groups = record.consolidation.clusters if record.consolidation else ()
+    asked = {member.partition("@")[0] for group in groups for member in group.split()}
+    return asked | {outcome.lesson_id for outcome in record.outcomes if outcome.lesson_id}
 
 
 def scrubbed(record: ReflectionRecord, gone: AbstractSet[str], erased: AbstractSet[str]) -> ReflectionRecord:

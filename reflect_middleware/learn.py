@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from reflect_middleware.alarms import Alarms
+from reflect_middleware.consolidating import Consolidating
 from reflect_middleware.due import Quota, Standing, day_of, is_due, look_again
 from reflect_middleware.errors import ConfigurationError, LedgerError, QuotaError
 from reflect_middleware.lanes import Lane
-from reflect_middleware.reflecting import Reflecting
 from reflect_middleware.reflections_table import Claim
 from reflect_middleware.signals import carried
 from reflect_middleware.types import Namespace, ReflectionReport, new_id
@@ -49,7 +49,7 @@ class Learner:
         self.lane = Lane("reflect")
         weakref.finalize(self, self.lane.stop).atexit = False  # of a Reflection that nobody has closed
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id()}"
-        self.reflecting = Reflecting(core)
+        self.reflecting = Consolidating(core)
         self._queued: set[Namespace] = set()
         self._seen: dict[Namespace, None] = {}
         self._alarms: Alarms[Namespace] = Alarms(self._rung)
@@ -88,6 +88,14 @@ class Learner:
             return self._reflect_on_all(namespace)
         return self.lane.submit(carried(lambda: self._reflect_on_all(namespace))).result()
 
+    def consolidate(self, namespace: Namespace) -> ReflectionReport:
+        """Consolidate a namespace's lessons, whether or not that is due, and wait for it."""
+
+        def work() -> ReflectionReport:
+            return self.reflecting.consolidate(namespace, self.owner, self.options.quota)
+
+        return work() if self.lane.within else self.lane.submit(carried(work)).result()
+
     def step(
         self, namespace: Namespace, *, quota: Quota | None = None, closing: bool = False
     ) -> ReflectionReport | None:
@@ -105,7 +113,12 @@ class Learner:
         # Fewer than were seen: another process was faster, and what is left may not be due.
         least = min(standing.backlog.ready, self.options.cadence.batch)
         claim = self._claimed(namespace, least, whatever=closing, quota=quota)
-        return None if claim is None else self.reflecting.run(claim)
+        if claim is None:
+            return None
+        report = self.reflecting.run(claim)
+        if not report.error and not closing:
+            self._consolidate_if_due(namespace, quota)
+        return report
 
     def tidy(self) -> None:
         """Now and then: interrupted episodes that nobody resumed are over, and what is kept no longer goes."""
@@ -234,10 +247,20 @@ class Learner:
                 reports.append(self.reflecting.run(claim))
                 if reports[-1].error:
                     break
+                self._consolidate_if_due(namespace)
         except QuotaError as full:
             self.tell(full)
             reports.append(ReflectionReport(namespace=namespace, error=str(full)))
         return joined(namespace, reports)
+
+    def _consolidate_if_due(self, namespace: Namespace, quota: Quota | None = None) -> None:
+        """A reflection was committed: where lessons have piled up, they are consolidated behind it."""
+
+        def work() -> None:
+            if not self.core.closed and self.reflecting.due(namespace):
+                self.reflecting.consolidate(namespace, self.owner, quota or self.options.quota)
+
+        self.core.safely("consolidate", work)
 
     def _standing(self, namespace: Namespace) -> Standing:
         return self.core.parts.ledger.work.standing(namespace, self.options.cadence)

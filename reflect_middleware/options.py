@@ -64,6 +64,7 @@ class Options:
     prompt: str | None
     reflector_budget: int
     max_lessons: int
+    consolidate_every: int | None
     durability: str
     retrieve_timeout: float
     exit_timeout: float
@@ -114,7 +115,8 @@ def options(**given: Any) -> Options:
     for name in ("reflector_budget", "max_lessons", "tries"):
         _whole(name, given[name], 1)
     _cost(given["daily_tokens"], given["sample"])
-    _seed(given["seed"])
+    _whole_or_none("seed", given["seed"])
+    _whole_or_none("consolidate_every", given["consolidate_every"])
     _model(given["model"])
     _retention(given["retention"])
     given["signals"] = signal_rules(given["signals"])
@@ -190,9 +192,9 @@ def _cost(daily_tokens: Any, sample: Any) -> None:
         raise ConfigurationError("sample", sample, "a share from 0 (none) to 1 (all)")
 
 
-def _seed(seed: Any) -> None:
-    if seed is not None:
-        _whole("seed", seed, 0)
+def _whole_or_none(name: str, value: Any) -> None:
+    if value is not None:
+        _whole(name, value, 0)
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -171,20 +171,41 @@ class ModelReflector:
             raise UnusableAnswerError(_raised(reading.error), Answer()) from reading.error
         text, example = packed.text, [HumanMessage(EXAMPLE), AIMessage(EXAMPLE_ANSWER)]
         messages: list[BaseMessage] = [SystemMessage(system), *example, HumanMessage(text)]
-        schema = answer_schema(packed.handles, batch.lesson_handles)
-        first = self._ask(messages, schema, Answer(prompt=f"{system}\n\n{EXAMPLE}\n\n{EXAMPLE_ANSWER}\n\n{text}"))
-        if first.edits or not first.note:
+        return self.ask(messages, answer_schema(packed.handles, batch.lesson_handles))
+
+    def ask(
+        self,
+        messages: Sequence[BaseMessage],
+        schema: dict[str, Any],
+        wrong: Callable[[Sequence[Edit]], str] = lambda _: "",
+    ) -> Answer:
+        """Ask once, and once more with the reason where the answer cannot be used.
+
+        Args:
+            messages: The whole prompt.
+            schema: Of the answer.
+            wrong: Says what is wrong with edits that could be read; they are asked for again then, once.
+
+        Raises:
+            UnusableAnswerError: Both answers could not be read, or the model failed.
+        """
+        from langchain_core.messages import AIMessage, HumanMessage
+
+        first = self._ask(messages, schema, Answer(prompt="\n\n".join(str(message.text) for message in messages)))
+        readable = bool(first.edits) or not first.note
+        problems = wrong(first.edits) if readable else first.note
+        if not problems:
             self.asking.note(first.way, readable=True)
             return first
-        again = RETRY.format(problems=first.note)
-        messages += [AIMessage(first.raw or "(no text)"), HumanMessage(again)]
+        again = RETRY.format(problems=problems)
+        messages = [*messages, AIMessage(first.raw or "(no text)"), HumanMessage(again)]
         second = self._ask(messages, None, replace(first, prompt=f"{first.prompt}\n\n{again}"))
         if second.edits or not second.note:
-            self.asking.note(first.way, readable=False)
+            self.asking.note(first.way, readable=readable)
             return second
         raise UnusableAnswerError(second.note, second)
 
-    def _ask(self, messages: list[BaseMessage], schema: dict[str, Any] | None, so_far: Answer) -> Answer:
+    def _ask(self, messages: Sequence[BaseMessage], schema: dict[str, Any] | None, so_far: Answer) -> Answer:
         """One question; its answer is added to what came before."""
         try:
             reply, way = self.asking.ask(messages, schema)

@@ -61,13 +61,13 @@ class Reflecting:
                     record = record.model_copy(update={"episodes": tuple(e.id for e in batch.episodes)})
                     batch, answer = weighed(self.core, claim.id, batch, self._default_reflector)
                     answer = joined(answer, self._ask(batch))
-                    report = self._commit(claim, batch, answer, lambda: _filled(record, answer, clock))
+                    report = self._commit(claim, batch, answer, lambda: filled_in(record, answer, clock))
             except Exception as error:  # noqa: BLE001 - a model, an embedder or a ledger; the batch goes back
                 answer, failure = (
                     joined(answer, error.answer) if isinstance(error, UnusableAnswerError) else answer,
                     error,
                 )
-                report = self._failed(claim, _filled(record, answer, clock), error)
+                report = self._failed(claim, filled_in(record, answer, clock), error)
             workflow.end(report, answer, failure)
         self._tell(report)
         return report
@@ -300,7 +300,7 @@ class Reflecting:
                 self.core.failed("on_reflection", error)
 
 
-def _filled(record: ReflectionRecord, answer: Answer, clock: float) -> ReflectionRecord:
+def filled_in(record: ReflectionRecord, answer: Answer, clock: float) -> ReflectionRecord:
     """The record with what the reflector was asked and said."""
     return record.model_copy(
         update={

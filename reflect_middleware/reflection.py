@@ -99,6 +99,9 @@ class Reflection(Freezing, Operating, Practising):
         prompt: Replaces the default reflector's instructions.
         reflector_budget: Most tokens of the reflector's prompt.
         max_lessons: Most active lessons of a namespace.
+        consolidate_every: After so many reflections of a namespace, sooner where 80 % of `max_lessons` are active,
+            related lessons are merged into fewer, more general ones, and what is never used fades. 0 or None: only when
+            `consolidate` is called.
         durability: What a run's end waits for: `"commit"` (survives a killed process), `"fsync"` (survives power
             loss), `"queue"` (nothing).
         retrieve_timeout: Seconds after which a run goes on without lessons.
@@ -160,6 +163,7 @@ class Reflection(Freezing, Operating, Practising):
         prompt: str | None = None,
         reflector_budget: int = 16_000,
         max_lessons: int = 200,
+        consolidate_every: int | None = 10,
         durability: Literal["commit", "fsync", "queue"] = "commit",
         retrieve_timeout: float = 1.0,
         exit_timeout: float = 10.0,
@@ -327,6 +331,23 @@ class Reflection(Freezing, Operating, Practising):
         self._core.drain(None)
         return self._core.parts.learner.reflect(space)
 
+    def consolidate(self, *, namespace: Namespace | None = None) -> ReflectionReport:
+        """Merge related lessons into fewer, more general ones, now, and let fade what is never used.
+
+        What was merged or faded is retired, and `lessons.approve` brings it back. A merge that would lose a number, a
+        condition, a source, or a task that found its lesson before, is refused. With `approval="human"` merges wait as
+        candidates, and nothing fades. Without a model nothing is merged.
+
+        Returns:
+            What came of it: `consolidation` has the lessons as a whole before and after, and is None where there was
+            nothing to do. A failure is in its `error`.
+        """
+        space = self._own(namespace)
+        if off():
+            return ReflectionReport(namespace=space)
+        self._core.drain(None)
+        return self._core.parts.learner.consolidate(space)
+
     def work(
         self,
         *,
@@ -372,6 +393,7 @@ class Reflection(Freezing, Operating, Practising):
     # Async twins.
 
     areward, afeedback, areflect, awork, aflush = twin(reward), twin(feedback), twin(reflect), twin(work), twin(flush)
+    aconsolidate = twin(consolidate)
     apreview = twin(preview)
 
     async def aclose(self) -> None:

@@ -15,15 +15,18 @@ from reflect_middleware.errors import ReflectionNotFoundError
 from reflect_middleware.lessons_table import LessonTable
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import changed_since, hold, lock, mark_for_review
-from reflect_middleware.schema import episodes, running
+from reflect_middleware.schema import CONSOLIDATION, episodes, running
 from reflect_middleware.schema import reflections as table
 from reflect_middleware.types import Namespace, ReflectionRecord, Reward, new_id
 from reflect_middleware.work_table import EVER, SLACK, check, note_failure, note_success, ready, spend
 
+LOOKED_AT = 200
+"""How far back consolidations are looked for among a namespace's reflections: there may be a million."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A batch of episodes that one owner reflects on, until its lease ends."""
+    """A batch of episodes that one owner reflects on, or lessons that it consolidates, until its lease ends."""
 
     id: str
     namespace: Namespace
@@ -70,10 +73,7 @@ class ReflectionTable:
             QuotaError: If there is something to take, but a limit is reached.
         """
         with self.db.write() as connection:
-            self.db.take_turn(connection, f"claim {to_key(namespace)}")  # one reflection of a namespace at a time
-            self._release_expired(connection, namespace)
-            busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), running)
-            if connection.execute(busy).first() is not None:
+            if not self._free(connection, namespace):
                 return None
             mine = () if only is None else (episodes.c.id.in_(only),)
             query = (
@@ -90,20 +90,47 @@ class ReflectionTable:
                 check(connection, self.db, quota)
             claim = Claim(id=new_id(), namespace=namespace, owner=owner, episodes=ids)
             connection.execute(episodes.update().where(episodes.c.id.in_(ids)).values(reflection_id=claim.id))
-            record = ReflectionRecord(id=claim.id, namespace=namespace, status="running", episodes=ids)
-            connection.execute(
-                table.insert().values(
-                    id=claim.id,
-                    namespace=to_key(namespace),
-                    status="running",
-                    owner=owner,
-                    lease_until=self.db.now() + lease,
-                    lease=lease,
-                    started_at=self.db.now(),
-                    body=record.model_dump_json(),
-                )
-            )
+            self._begin(connection, claim, lease)
             return claim
+
+    def claim_lessons(self, namespace: Namespace, owner: str, *, lease: float, quota: Quota) -> Claim | None:
+        """Take a namespace's lessons, to consolidate them.
+
+        Returns:
+            None if a reflection or a consolidation of the namespace is under way.
+
+        Raises:
+            QuotaError: If a limit is reached.
+        """
+        with self.db.write() as connection:
+            if not self._free(connection, namespace):
+                return None
+            check(connection, self.db, quota)
+            claim = Claim(id=f"{CONSOLIDATION}{new_id()}", namespace=namespace, owner=owner, episodes=())
+            self._begin(connection, claim, lease)
+            return claim
+
+    def since_consolidation(self, namespace: Namespace, most: int) -> int:
+        """How many reflections of a namespace were committed since the last consolidation ended; counted up to `most`.
+
+        One that its process could not end does not count: it is owed.
+        """
+        count = 0
+        for row in self._newest(namespace, most + LOOKED_AT):
+            if row.id.startswith(CONSOLIDATION) and row.status in ("done", "failed"):
+                break
+            count += row.status == "done"
+        return min(count, most)
+
+    def consolidations(self, namespace: Namespace) -> tuple[ReflectionRecord, ...]:
+        """The consolidations among a namespace's newest reflections, the newest first."""
+        ids = [row.id for row in self._newest(namespace, LOOKED_AT) if row.id.startswith(CONSOLIDATION)]
+        return tuple(self._read(table.c.id.in_(ids)))
+
+    def _newest(self, namespace: Namespace, limit: int) -> Sequence[Any]:
+        query = sa.select(table.c.id, table.c.status).where(table.c.namespace == to_key(namespace))
+        with self.db.read() as connection:
+            return connection.execute(query.order_by(table.c.started_at.desc()).limit(limit)).all()
 
     def renew(self, claim: Claim, lease: float) -> bool:
         """Hold the claim for another `lease` seconds; False if it is no longer ours."""
@@ -143,7 +170,8 @@ class ReflectionTable:
             self.lessons.reviewed(connection, reviewed)
             mark_for_review(connection, changed_since(connection, told))
             self._body(connection, record)
-            note_success(connection, self.db, claim.namespace)
+            if claim.episodes:
+                note_success(connection, self.db, claim.namespace)
             spend(connection, self.db, tokens)
             return True
 
@@ -173,7 +201,8 @@ class ReflectionTable:
             if connection.execute(table.update().where(*_mine(claim)).values(status="failed")).rowcount != 1:
                 return 0
             self._body(connection, record)
-            note_failure(connection, self.db, claim.namespace)
+            if claim.episodes:  # of a consolidation that failed no reflection has to rest
+                note_failure(connection, self.db, claim.namespace)
             mine = _batch(claim.id, claim.episodes)
             tried = episodes.c.tries + (0 if tries is None else 1)
             last = sa.false() if tries is None else tried >= tries
@@ -219,6 +248,28 @@ class ReflectionTable:
         return [
             ReflectionRecord.model_validate_json(row.body).model_copy(update={"status": row.status}) for row in rows
         ]
+
+    def _free(self, connection: sa.Connection, namespace: Namespace) -> bool:
+        """Whether nothing of a namespace is under way; nobody else can begin something until the transaction ends."""
+        self.db.take_turn(connection, f"claim {to_key(namespace)}")
+        self._release_expired(connection, namespace)
+        busy = sa.select(table.c.id).where(table.c.namespace == to_key(namespace), running)
+        return connection.execute(busy).first() is None
+
+    def _begin(self, connection: sa.Connection, claim: Claim, lease: float) -> None:
+        record = ReflectionRecord(id=claim.id, namespace=claim.namespace, status="running", episodes=claim.episodes)
+        connection.execute(
+            table.insert().values(
+                id=claim.id,
+                namespace=to_key(claim.namespace),
+                status="running",
+                owner=claim.owner,
+                lease_until=self.db.now() + lease,
+                lease=lease,
+                started_at=self.db.now(),
+                body=record.model_dump_json(),
+            )
+        )
 
     def _body(self, connection: sa.Connection, record: ReflectionRecord) -> None:
         connection.execute(table.update().where(table.c.id == record.id).values(body=record.model_dump_json()))

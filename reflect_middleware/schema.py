@@ -206,6 +206,8 @@ reflections = sa.Table(
     sa.Index("reflections_started", "namespace", "started_at"),
     sa.Index("reflections_status", "status", "started_at"),
 )
+CONSOLIDATION = "consolidation-"
+"""What the id of a consolidation begins with: a claim on a namespace's lessons, without episodes."""
 running = reflections.c.status == sa.literal_column("'running'", sa.Text)
 """Somebody's claim. Its lease is in no index, so that PostgreSQL can renew it in place."""
 released = reflections.c.status == sa.literal_column("'released'", sa.Text)

@@ -313,6 +313,29 @@ class Skipped(Frozen):
     reason: str
 
 
+class Footprint(Frozen):
+    """What the active lessons of a namespace take, and what they give, at one moment."""
+
+    lessons: int
+    """How many are active."""
+    tokens: int
+    """Of all of them together, as a prompt would show them, without the fence."""
+    found: int = 0
+    """For how many of the tasks tried retrieval brings the lesson that belongs to them."""
+    tried: int = 0
+    """How many tasks were tried: those from which the related lessons came, and the situations that they name."""
+
+
+class Consolidation(Frozen):
+    """What one consolidation did to the lessons as a whole."""
+
+    before: Footprint
+    after: Footprint
+    """As it is afterwards; with `approval="human"` as it would be once all merges are approved."""
+    clusters: tuple[str, ...] = ()
+    """The groups of lessons that the model was asked about, as `id@version` with spaces between."""
+
+
 class ReflectionRecord(Frozen):
     """One reflection, as kept in the ledger: enough to read and judge it later."""
 
@@ -340,6 +363,8 @@ class ReflectionRecord(Frozen):
     """The episodes that were not read, and why."""
     error: str = ""
     """Why it failed, else empty."""
+    consolidation: Consolidation | None = None
+    """Of a consolidation: what came of it. None for a reflection on episodes."""
     started_at: datetime = Field(default_factory=now)
 
 
@@ -363,6 +388,8 @@ class ReflectionReport(Frozen):
     output_tokens: int = 0
     error: str = ""
     """Why a reflection failed, else empty. Its episodes went back to the ledger."""
+    consolidation: Consolidation | None = None
+    """Of a consolidation: the lessons as a whole before and after. None for a reflection on episodes."""
 
 
 class Retrieved(Frozen):

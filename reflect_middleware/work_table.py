@@ -14,7 +14,17 @@ from reflect_middleware.errors import EpisodeNotFoundError, QuotaError
 from reflect_middleware.hints import ours
 from reflect_middleware.namespaces import from_key, to_key
 from reflect_middleware.rewards_table import current
-from reflect_middleware.schema import dead, episodes, reflections, released, running, spent, unread, waits
+from reflect_middleware.schema import (
+    CONSOLIDATION,
+    dead,
+    episodes,
+    reflections,
+    released,
+    running,
+    spent,
+    unread,
+    waits,
+)
 from reflect_middleware.schema import work as table
 from reflect_middleware.types import Namespace, combined
 
@@ -130,6 +140,7 @@ def _query(database: Database, names: sa.CTE, at: float, most: int, *, whatever:
     cut_off = (
         reflections.c.namespace == name,
         released,
+        ~reflections.c.id.startswith(CONSOLIDATION),  # it has read no episode, and owes none anything
         reflections.c.started_at > sa.func.coalesce(last.correlate(names).scalar_subquery(), 0.0),
     )
     oldest = sa.select(episodes.c.ended_at).where(*counts).order_by(episodes.c.ended_at).limit(1)

@@ -10,8 +10,10 @@ import pytest
 from langgraph.graph import START, StateGraph
 from typer.testing import CliRunner
 
-from reflect_middleware import Reflection
+from reflect_middleware import Reflection, testing
 from reflect_middleware.cli import app
+from reflect_middleware.desk import Change
+from reflect_middleware.types import Lesson
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,3 +99,33 @@ def test_a_model_by_name_works_on_a_ledger_by_its_place(home: Path, monkeypatch:
 
 def test_switched_off_it_does_nothing(home: Path) -> None:
     assert "nothing is done" in run("worker", "--app", module(home, "lambda batch: []"), REFLECT="off").stdout
+
+
+def merging(home: Path) -> str:
+    """A user's module with a Reflection whose model merges the first two lessons."""
+    edit = {"op": "merge", "lessons": ["L1", "L2"], "when": "moving a red or blue box", "do": "grip the box hard"}
+    name = f"agent_{uuid4().hex}"
+    (home / f"{name}.py").write_text(
+        "from reflect_middleware import Reflection, testing\n"
+        f"model = testing.ScriptedChatModel(lambda _: {json.dumps({'edits': [edit]})!r})\n"
+        "reflection = Reflection(model, store='exact', run='external', namespace=('shop',), min_similarity=-1,\n"
+        "                        embeddings=testing.HashingEmbeddings())\n"
+    )
+    return f"{name}:reflection"
+
+
+def test_consolidating_by_hand(home: Path) -> None:
+    assert "Nothing to merge" in run("lessons", "consolidate", "--app", merging(home)).stdout
+    texts = [(f"moving a {colour} box", f"grip the {colour} box hard") for colour in ("red", "blue")]
+    with Reflection(store="exact", namespace=("shop",), embeddings=testing.HashingEmbeddings()) as own:
+        embedder, table = own._core.parts.embedder, own._core.parts.ledger.lessons
+        lessons = [Lesson(namespace=("shop",), when=w, do=d, because="error: grip", created_by="r1") for w, d in texts]
+        vectors = embedder.embed_documents([lesson.text for lesson in lessons])
+        pairs = zip(lessons, vectors, strict=True)
+        table.save_all([Change(lesson=x, vector=v, expected_version=0) for x, v in pairs], embedder.id)
+    said = run("lessons", "consolidate", "--app", merging(home)).stdout
+    assert "2 lessons of" in said
+    assert "became 1 of" in said
+    shown = run("reflections", "show", said.split()[-1], "--namespace", "shop").stdout
+    assert "before: lessons=2" in shown
+    assert "--model" in run("lessons", "consolidate", code=1).stderr

@@ -43,6 +43,8 @@ from reflect_middleware.hints import RULES
         ({"decision": "yes"}, r"decision is 'yes'; allowed: a callable or None"),
         ({"redact": "x"}, r"redact is 'x'; allowed: a callable or None"),
         ({"max_lessons": 0}, r"max_lessons is 0"),
+        ({"consolidate_every": -1}, r"consolidate_every is -1; allowed: a whole number from 0 on"),
+        ({"consolidate_every": True}, r"consolidate_every is True"),
         ({"seed": -1}, r"seed is -1; allowed: a whole number from 0 on"),
         ({"seed": "7"}, r"seed is .7."),
         ({"ledger": "sqlite:///x.db"}, r"namespace is None.*shared ledger"),
