@@ -84,6 +84,7 @@ class Finder:
             yield lambda: self.lane.submit(look), deadline if parts.opened("ledger") else WARM_UP_SECONDS
             if found[0]:
                 yield lambda: self.lane.submit(inside(self._warm_up)), WARM_UP_SECONDS
+                yield lambda: self.lane.submit(inside(self._identify)), deadline
         yield lambda: self.lane.submit(inside(lambda: self.find(plan))), deadline
 
     def at_once(self, plan: Plan) -> tuple[Choice, str] | None:
@@ -145,6 +146,10 @@ class Finder:
         return time.monotonic() < self._rest_until or self.core.keeper.outage.unreachable
 
     def _warm_up(self) -> None:
+        """Build the embedder: reading a model takes its time, once; asking it must not."""
+        _ = self.core.parts.embedder.name
+
+    def _identify(self) -> None:
         _ = self.core.parts.embedder.id
 
     def _spaces(self, plan: Plan) -> tuple[Spaces, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,16 +99,21 @@ async def test_a_part_that_raises(run: Any, settings: Any) -> None:
         await run(reflection)
 
 
-async def test_an_embedder_that_hangs(run: Any) -> None:
-    embedder = Hanging()
+async def test_an_embedder_that_hangs(run: Any, tmp_path: Path) -> None:
+    embedder, began = Hanging(), time.monotonic()
+    embedder.release.set()
+    with testing.reflection(path=str(tmp_path), embeddings=embedder) as before:
+        before.lessons.add(when="weighing", do="name the unit")
+    embedder.release.clear()
+    settings: dict[str, Any] = {"retrieve_timeout": 0.05, "exit_timeout": 0.1}
     try:
-        with testing.reflection(embeddings=embedder, retrieve_timeout=0.05, exit_timeout=0.1) as reflection:
-            reflection.lessons.add(when="weighing", do="name the unit")
+        with testing.reflection(path=str(tmp_path), embeddings=embedder, **settings) as reflection:
             await run(reflection)
             await run(reflection)
             await run(reflection)  # the breaker is open by now
             assert {episode.status for episode in reflection.episodes.list()} == {"completed"}
             await reflection.areward(reflection.episodes.list()[0].id, 1.0)
+            assert time.monotonic() - began < 10.0  # far less than it hangs
     finally:
         embedder.release.set()
 

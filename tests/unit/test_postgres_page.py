@@ -25,7 +25,8 @@ from reflect_middleware import Reflection, testing
 from tests.loop.conftest import agent
 
 model = testing.ScriptedChatModel(lambda messages: str(messages[0].content))
-with Reflection(ledger=sys.argv[1], namespace=("acme", "{user_id}"), store="exact", embeddings="hashing") as reflection:
+settings = {"store": "exact", "embeddings": "hashing", "min_similarity": -1.0}  # hashes know no meaning
+with Reflection(ledger=sys.argv[1], namespace=("acme", "{user_id}"), **settings) as reflection:
     graph = reflection.wrap(agent(model))
     for user in ("ann", "bob"):
         answer = graph.invoke({"messages": "Refund order 7"}, {"configurable": {"user_id": user}})
