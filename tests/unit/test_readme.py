@@ -50,6 +50,8 @@ def given() -> Mapping[str, Any]:
         "task": {"messages": "Refund order 1184"},
         "prompt": ChatPromptTemplate([("system", "{lessons}"), ("human", "{question}")]),
         "run_id": str(uuid4()),
+        "my_agent": graph().compile(),
+        "tasks": ["Refund order 7", "Refund order 8"],
         "MyStore": MyStore,
         "my_client": InMemoryStore(),
         "my_embeddings": HashingEmbeddings(),
@@ -71,6 +73,7 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             execute(block, names)
     assert names["reflection"] is not reflection
     assert len(names["report"].episodes) == 2
+    assert (names["practised"].stopped, names["practised"].runs) == ("done", 8)
     names["reflection"].close()
 
 
