@@ -77,7 +77,7 @@ clean:  ## remove the environments and caches
 
 # One stamp per set of packages: set-up runs again only when pyproject.toml changes.
 $(VENV)/.test: WANT = test
-$(VENV)/.test: SIZE = about 170 MB
+$(VENV)/.test: SIZE = about 195 MB
 $(VENV)/.demo: WANT = demo
 $(VENV)/.demo: SIZE = about 235 MB
 $(VENV)/.demo: NOTE = Then the demo says which model it uses: a provider's by --model or key, else a local one (1.1 GB, once), or none (ARGS=--scripted).
@@ -85,7 +85,7 @@ $(VENV)/.bench: WANT = bench
 $(VENV)/.bench: SIZE = about 245 MB
 $(VENV)/.bench: NOTE = Then it runs on a small local model (1.1 GB, once), or on a server of yours (ARGS="--base-url URL --model NAME").
 $(VENV)/.dev: WANT = dev
-$(VENV)/.dev: SIZE = about 320 MB
+$(VENV)/.dev: SIZE = about 345 MB
 $(VENV)/.upstream: WANT = upstream
 $(VENV)/.upstream: SIZE = about 155 MB
 $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(VENV)/.dev $(VENV)/.upstream: pyproject.toml | $(BIN)/python
