@@ -11,7 +11,8 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 
 OLDEST := $(VENV)-oldest
-HALF   := tests/loop tests/faults tests/scale
+SECOND := tests/loop tests/scale
+THIRD  := tests/faults tests/contract
 MEASURED := $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=0
 
 .PHONY: help setup test soak demo bench bench-reflect scale stores retrieval upstream lint types format ci clean
@@ -25,12 +26,13 @@ test: $(VENV)/.test  ## run the tests with the coverage gate
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@echo "Two halves at a time; what $(HALF) say comes after the rest, and the coverage of both at the end."
-	@log=$$(mktemp); status=0; rm -f .coverage.one .coverage.other; \
-	COVERAGE_FILE=.coverage.other $(MEASURED) $(HALF) >"$$log" 2>&1 & other=$$!; \
-	COVERAGE_FILE=.coverage.one $(MEASURED) $(addprefix --ignore=,$(HALF)) || status=1; \
-	wait $$other || status=1; cat "$$log"; rm -f "$$log"; \
-	$(BIN)/python -m coverage combine -q .coverage.one .coverage.other && $(BIN)/python -m coverage report || status=1; exit $$status
+	@echo "Three parts at a time; what $(SECOND) and $(THIRD) say comes after the rest, and the coverage of all at the end."
+	@logs=$$(mktemp -d); status=0; rm -f .coverage.part*; \
+	COVERAGE_FILE=.coverage.part2 $(MEASURED) $(SECOND) >"$$logs/2" 2>&1 & second=$$!; \
+	COVERAGE_FILE=.coverage.part3 $(MEASURED) $(THIRD) >"$$logs/3" 2>&1 & third=$$!; \
+	COVERAGE_FILE=.coverage.part1 $(MEASURED) $(addprefix --ignore=,$(SECOND) $(THIRD)) || status=1; \
+	wait $$second || status=1; wait $$third || status=1; cat "$$logs/2" "$$logs/3"; rm -rf "$$logs"; \
+	$(BIN)/python -m coverage combine -q .coverage.part* && $(BIN)/python -m coverage report || status=1; exit $$status
 endif
 
 soak: $(VENV)/.test  ## kill hundreds of processes on SQLite and on PostgreSQL and judge what is left (ARGS="--kills 300 --ledger sqlite")

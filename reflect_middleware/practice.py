@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from reflect_middleware.session import Session
     from reflect_middleware.types import Episode, Namespace
 
-logger = logging.getLogger(__name__)
 FAILURES = 3
 """After so many failed reflections in a row a practice stops."""
 BUSY_SECONDS = 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -355,7 +356,7 @@ def test_content_is_told_only_where_the_environment_says_so(
     (event,) = [event for event in seen.events() if event.attributes["gen_ai.evaluation.score.value"] == 0.0]
     assert (event.attributes.get("gen_ai.evaluation.explanation") == "order [order] needs a manager") is in_events
     everything = " ".join(span.to_json() for span in seen.exporter.get_finished_spans()) + str(event.attributes)
-    assert "1182" not in everything
+    assert not re.search(r"(?<![0-9a-f-])1182(?![0-9a-f])", everything)  # not by chance in an id or a time
     if in_spans:
         (record,) = json.loads(last["gen_ai.memory.records"])
         assert set(record) == {"id", "content", "score"}
