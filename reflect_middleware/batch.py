@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace, Reward
 
 
+COUNTED = 100
+"""How often a lesson was shown is counted up to here for a reflection, which so costs the same after a million runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The episodes of one reflection, named E1, E2, and the related lessons, named L1, L2 and so on."""

@@ -281,21 +281,24 @@ class EpisodeTable:
         with self.db.read() as connection:
             return [row.lesson_id for row in connection.execute(query)]
 
-    def lesson_statistics(self, lesson_ids: Iterable[str]) -> dict[str, tuple[int, float | None]]:
-        """For each lesson: in how many episodes it was shown, and their mean reward.
+    def lesson_statistics(
+        self, lesson_ids: Iterable[str], most: int | None = None
+    ) -> dict[str, tuple[int, float | None]]:
+        """For each lesson: in how many episodes it was shown, counted up to `most`, and their mean reward.
 
-        The mean is over those that have a reward, of the `STATISTICS` latest ones by their ids, which grow with time;
+        The mean is over those that have a reward, of the `STATISTICS` latest ones (at most `most`) by their ids, which
+        grow with time;
         over those of one source, the most trusted that judged any of them. Signs found in the run are left out: a clean
         run has none, so their mean would only speak of the others.
         """
-        counted = sa.select(exposures.c.lesson_id, sa.func.count().label("times")).where(exposures.c.shown)
+        counted, latest = (_SHOWN, _LATEST) if most is None else (_shown_up_to(most), _latest(most))
         times: dict[str, int] = {}
         judged: dict[tuple[str, str], list[Reward]] = {}
         with self.db.read() as connection:
             for some in portions(lesson_ids):
-                mine = counted.where(exposures.c.lesson_id.in_(some)).group_by(exposures.c.lesson_id)
-                times |= {row.lesson_id: row.times for row in connection.execute(mine)}
-                for row in connection.execute(_LATEST.where(lessons.c.id.in_(some))):
+                mine = connection.execute(counted.where(lessons.c.id.in_(some)))
+                times |= {row.id: row.times for row in mine if row.times}
+                for row in connection.execute(latest.where(lessons.c.id.in_(some))):
                     judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
         earned: dict[str, list[list[Reward]]] = {}
         for (lesson_id, _), given in judged.items():
@@ -367,7 +370,7 @@ class EpisodeTable:
         return found
 
 
-def _latest() -> sa.Select[str, str, str]:
+def _latest(most: int) -> sa.Select[str, str, str]:
     """Lessons with the rewards of the latest episodes that showed them: a short walk over an index for each lesson."""
     inner = exposures.alias()
     oldest = (
@@ -375,7 +378,7 @@ def _latest() -> sa.Select[str, str, str]:
         .where(inner.c.lesson_id == lessons.c.id, inner.c.shown)
         .order_by(inner.c.episode_id.desc())
         .limit(1)
-        .offset(STATISTICS - 1)
+        .offset(most - 1)
         .scalar_subquery()
     )
     late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
@@ -385,7 +388,22 @@ def _latest() -> sa.Select[str, str, str]:
     return query.join_from(lessons, exposures, pair).join(rewards, given)
 
 
-_LATEST = _latest()
+def _shown_up_to(most: int) -> sa.Select[str, int]:
+    """Lessons with how often each was shown, as far as it is counted."""
+    shown = sa.select(sa.literal(1)).where(exposures.c.lesson_id == lessons.c.id, exposures.c.shown)
+    some = shown.limit(most).correlate(lessons).subquery()
+    return sa.select(lessons.c.id, sa.select(sa.func.count()).select_from(some).scalar_subquery().label("times"))
+
+
+_SHOWN = sa.select(
+    lessons.c.id,
+    sa.select(sa.func.count())
+    .where(exposures.c.lesson_id == lessons.c.id, exposures.c.shown)
+    .correlate(lessons)
+    .scalar_subquery()
+    .label("times"),
+)
+_LATEST = _latest(STATISTICS)
 _EXPOSED = (
     sa.select(exposures, lessons.c.namespace)
     .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)

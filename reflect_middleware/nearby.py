@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from reflect_middleware.batch import COUNTED
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.types import Episode, Lesson, Namespace
 
@@ -30,12 +31,12 @@ Pair = tuple[Lesson, "Vector | None"]
 
 def related(parts: Parts, namespace: Namespace, episodes: Sequence[Episode]) -> tuple[Lesson, ...]:
     """The standing lessons that these episodes may touch, with statistics: all if they are few, else the nearest."""
-    return with_statistics(parts, _related(parts, namespace, episodes))
+    return with_statistics(parts, _related(parts, namespace, episodes), most=COUNTED)
 
 
-def with_statistics(parts: Parts, lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
-    """The lessons, with how often each was shown and what the episodes that it was shown in earned."""
-    known = parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons])
+def with_statistics(parts: Parts, lessons: Sequence[Lesson], most: int | None = None) -> tuple[Lesson, ...]:
+    """The lessons, with how often each was shown, up to `most`, and what the episodes that it was shown in earned."""
+    known = parts.ledger.episodes.lesson_statistics([lesson.id for lesson in lessons], most)
     named = {i: {"shown": times, "shown_reward": reward} for i, (times, reward) in known.items()}
     return tuple(lesson.model_copy(update=named.get(lesson.id, {})) for lesson in lessons)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from reflect_middleware.batch import COUNTED
 from reflect_middleware.evidence import plain
 from reflect_middleware.fit import EARLIER, FEW_CLIPS, Rollout, fit_episode, line, reward_lines, shorten
 from reflect_middleware.groups import Group, diverge, grouped, nothing_new
@@ -63,7 +64,8 @@ def _standing(lesson: Lesson) -> str:
     marks = [lesson.status, f"{len(lesson.sources)} episodes" if lesson.sources else "written by hand"]
     if lesson.shown:
         earned = "" if lesson.shown_reward is None else f" with mean reward {lesson.shown_reward:.3g}"
-        marks.append(f"shown in {lesson.shown}{earned}")
+        more = "" if lesson.shown < COUNTED else " or more"
+        marks.append(f"shown in {lesson.shown}{more}{earned}")
     marks += ["pinned: leave it"] if lesson.pinned else []
     marks += [HELD.format(values=", ".join(lesson.held))] if lesson.held else []
     marks += ["look again: a reward came after it was learned"] if lesson.needs_review else []

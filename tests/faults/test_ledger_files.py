@@ -345,8 +345,10 @@ def test_a_read_only_folder_loses_nothing_that_waits(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from reflect_middleware import testing
+from reflect_middleware import outage, testing
 from tests.loop.conftest import agent
+
+outage.HANG_SECONDS = 60.0  # on a busy machine a writer's turn may come late: that is no outage here
 
 with testing.reflection(path=sys.argv[1], every=99) as reflection:
     graph = reflection.wrap(agent())
