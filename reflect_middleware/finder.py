@@ -118,6 +118,8 @@ class Finder:
         """The run's lessons, and the interrupted episode that it goes on with, if any."""
         ledger, resumed = self.core.parts.ledger, None
         if plan.resume is not None and plan.thread_id:
+            # In async code the middleware cannot hold a run until its record is written: it may still be queued.
+            self.core.keeper.writer.wait_idle(self.core.options.retrieve_timeout / 2)
             resumed = ledger.episodes.interrupted(plan.spec.agent, plan.thread_id, plan.checkpoint_ns)
         if resumed is not None:  # by another user, perhaps, such as the one who approves
             plan = replace(plan, namespace=resumed.namespace, read=resumed.read, task=resumed.task)
