@@ -171,7 +171,9 @@ class FrozenEpisodes(_Frozen):
         """Ids of the lessons that the thread's latest run was shown, in their order."""
         return self._shown.get((namespace, thread_id), [])
 
-    def lesson_statistics(self, lesson_ids: Sequence[str]) -> dict[str, tuple[int, float | None]]:
+    def lesson_statistics(
+        self, lesson_ids: Sequence[str], most: int | None = None
+    ) -> dict[str, tuple[int, float | None]]:
         """Nothing is counted."""
         return {}
 
