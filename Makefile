@@ -13,6 +13,8 @@ BIN    := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 SECOND := tests/loop tests/scale
 THIRD  := tests/faults tests/contract
+FOURTH := tests/invariants tests/properties tests/server
+APART  := $(SECOND) $(THIRD) $(FOURTH)
 MEASURED := $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=0
 
 .PHONY: help setup test soak demo bench bench-reflect scale stores retrieval upstream lint types format ci clean
@@ -26,12 +28,12 @@ test: $(VENV)/.test  ## run the tests with the coverage gate
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@echo "Three parts at a time; what $(SECOND) and $(THIRD) say comes after the rest, and the coverage of all at the end."
-	@logs=$$(mktemp -d); status=0; rm -f .coverage.part*; \
-	COVERAGE_FILE=.coverage.part2 $(MEASURED) $(SECOND) >"$$logs/2" 2>&1 & second=$$!; \
-	COVERAGE_FILE=.coverage.part3 $(MEASURED) $(THIRD) >"$$logs/3" 2>&1 & third=$$!; \
-	COVERAGE_FILE=.coverage.part1 $(MEASURED) $(addprefix --ignore=,$(SECOND) $(THIRD)) || status=1; \
-	wait $$second || status=1; wait $$third || status=1; cat "$$logs/2" "$$logs/3"; rm -rf "$$logs"; \
+	@echo "Four parts at a time; what $(APART) say comes after the rest, and the coverage of all at the end."
+	@logs=$$(mktemp -d); status=0; others=(); rm -f .coverage.part*; \
+	part() { COVERAGE_FILE=.coverage.part$$1 $(MEASURED) "$${@:2}" >"$$logs/$$1" 2>&1; }; \
+	part 2 $(SECOND) & others+=($$!); part 3 $(THIRD) & others+=($$!); part 4 $(FOURTH) & others+=($$!); \
+	COVERAGE_FILE=.coverage.part1 $(MEASURED) $(addprefix --ignore=,$(APART)) || status=1; \
+	for one in "$${others[@]}"; do wait $$one || status=1; done; cat "$$logs"/*; rm -rf "$$logs"; \
 	$(BIN)/python -m coverage combine -q .coverage.part* && $(BIN)/python -m coverage report || status=1; exit $$status
 endif
 
