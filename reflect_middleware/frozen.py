@@ -25,7 +25,6 @@ from reflect_middleware.session import Plan, Session
 from reflect_middleware.types import Episode, EpisodeStatus, Lesson, Namespace
 
 if TYPE_CHECKING:
-    from reflect_middleware.index import Index
     from reflect_middleware.learn import Learner
     from reflect_middleware.ledger import Ledger
     from reflect_middleware.options import Options
@@ -214,17 +213,6 @@ class FrozenParts(Parts):
         """The shelf."""
         made = self._part("ledger", lambda: FrozenLedger(self.core.shelf, self._embedded))
         return cast("Ledger", made)
-
-    @property
-    def index(self) -> Index:
-        """The lessons by vector, in memory."""
-
-        def make() -> Index:
-            from reflect_middleware.index import Index
-
-            return Index(self.ledger.lessons, self.embedder, self.core.options, self.core.failed)
-
-        return self._part("index", make)
 
     @property
     def learner(self) -> Learner:
