@@ -54,9 +54,14 @@ def shorten(text: str, limit: int, head: float = 2 / 3) -> str:
     return text[:first] + mark + text[len(text) - room + first :]
 
 
+def fenced(text: str) -> str:
+    """The text, safe to stand inside our tags."""
+    return _FENCE.sub("\u2039", text.strip())
+
+
 def line(label: str, text: str, limit: int, head: float = 2 / 3) -> list[str]:
     """`label: text`, safe to stand inside our tags; nothing for an empty text."""
-    body = _FENCE.sub("\u2039", text.strip())
+    body = fenced(text)
     mark = " " if label.startswith("call ") else ": "
     return [f"{label}{mark}{shorten(body, limit, head)}"] if body and limit > 0 else []
 

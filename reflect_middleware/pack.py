@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reflect_middleware.batch import COUNTED
+from reflect_middleware.digest import digest
 from reflect_middleware.evidence import plain
-from reflect_middleware.fit import EARLIER, FEW_CLIPS, Rollout, fit_episode, line, reward_lines, shorten
+from reflect_middleware.fit import EARLIER, FEW_CLIPS, Rollout, fenced, fit_episode, line, reward_lines, shorten
 from reflect_middleware.groups import Group, diverge, grouped, nothing_new
 from reflect_middleware.prompts import (
     ALIKE_TASKS,
@@ -22,6 +23,7 @@ from reflect_middleware.prompts import (
     NO_REWARD,
     REFUSED_BEFORE,
     SAME_TASK,
+    WHAT_WAS_TOLD,
 )
 from reflect_middleware.segments import Note, condensed
 
@@ -129,6 +131,8 @@ class _Page:
     batch: Batch
     sides: list[_Side]
     skipped: tuple[Skipped, ...]
+    told: tuple[str, ...]
+    """What the agent was told in these runs, a line for each statement."""
 
     @staticmethod
     def of(batch: Batch, notes: Mapping[str, Sequence[Note]]) -> _Page:
@@ -136,13 +140,15 @@ class _Page:
         gone = {episode for skip in skipped for episode in skip.episodes}
         read = {handle: episode for handle, episode in batch.episode_handles.items() if episode.id not in gone}
         known = {handle: Rollout.of(handle, episode) for handle, episode in read.items()}
-        sides = [_side_by_side(group, known) for group in grouped(batch) if group.handles[0] in known]
+        groups = [group for group in grouped(batch) if group.handles[0] in known]
+        sides = [_side_by_side(group, known) for group in groups]
+        told = tuple(fenced(statement.line) for statement in digest(read, groups))
         if notes:
             sides = [
                 replace(side, rollouts=tuple(condensed(r, notes.get(r.handle, ())) for r in side.rollouts))
                 for side in sides
             ]
-        return _Page(batch, sides, skipped)
+        return _Page(batch, sides, skipped, told)
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -167,6 +173,7 @@ class _Page:
             "\n".join([REFUSED_BEFORE, *refused]) if refused else "",
             *(text for side in self.sides for text in side.texts(limit)),
             "\n".join(self.left_out),
+            "\n".join([WHAT_WAS_TOLD, *self.told]) if self.told and limit >= ROOMY else "",
         ]
         return "\n\n".join(filter(None, blocks))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from reflect_middleware.types import Episode
 
-_OBLIGES = re.compile(
+OBLIGES = re.compile(
     r"\b(?:must|mustn't|only|always|never|required|requires?|polic(?:y|ies)|rules?|allowed|limit(?:ed|s)?"
     r"|maximum|minimum"
     r"|max|min|mandatory|has to|have to|should|valid|forbidden|permitted|nur|muss|müssen|immer|nie|niemals|erlaubt"
@@ -119,14 +119,14 @@ class _Task:
 
     def states(self, value: Value) -> bool:
         """Whether a rule with the value is stated: in its own text, or by the environment."""
-        if any(_OBLIGES.search(clause) or _is_rule_of_a_task(clause) for clause in self.given.clauses(value)):
+        if any(OBLIGES.search(clause) or _is_rule_of_a_task(clause) for clause in self.given.clauses(value)):
             return True
         if value.kind == "quoted text" and f" {plain(value.text)} " in f" {plain(self.said.text)} ":
             return True
         clauses = list(self.said.clauses(value))
         if clauses and not self.has(value):
             return True
-        return any(_OBLIGES.search(clause) or _BOUNDS.search(clause) for clause in clauses)
+        return any(OBLIGES.search(clause) or _BOUNDS.search(clause) for clause in clauses)
 
 
 def _is_rule_of_a_task(clause: str) -> bool:

@@ -17,7 +17,7 @@ different ones, but the same requirements will hold.
 Ask of all episodes together: what went well, what did not go so well, what should be tried next time?
 Go through the results, errors and comments word by word. Every different requirement that they state and that the \
 agent did not know becomes a lesson of its own. So does a way of working that made a run succeed where others failed. \
-The same thing in several episodes is one lesson. Where no reward was given, errors and results are the evidence.
+The same thing in several episodes is one lesson; the list at the end has most of it once. Where no reward was given, errors and results are the evidence.
 - because: the exact words that show it, copied from a result, error, comment or correction.
 - when: the situation in which it applies, in general. Nothing that belongs to one task only.
 - do: what to do, with the exact value, code, limit or format that was stated.
@@ -39,33 +39,52 @@ FORM_FOR_LESSONS: Final = """\
 {"op": "retire", "lessons": ["L3"], "episodes": ["E1"], "because": "..."}"""
 
 # One worked example as a real turn is what makes a small model find all requirements instead of one. Its two
-# requirements that differ by case stand on one field, so that the condition of each is kept.
+# requirements that differ by case stand on one field, so that the condition of each is kept; of its first two runs, which
+# are of one task, the one that asked a tool was not told that a number is wrong.
 EXAMPLE: Final = """\
 Lessons so far: none
 
-<episode id="E1">
+2 runs of the same task, equally good:
 task: Bring the red box to Anna.
-call move {"speed": 9, "grip": "any", "note": "for Anna"}
-result: error: speed: at most 3; grip: wide for red boxes; note: must end with a full stop
+
+<episode id="E1">
+(from here on unlike E2)
+call move {"speed": 9, "grip": "any", "kilos": 1}
+result: error: speed: at most 3; grip: wide for red boxes; kilos is wrong
 reward: 0
 </episode>
 
 <episode id="E2">
-task: Bring the blue box to Tom.
-call move {"speed": 5, "grip": "1", "note": "Tom"}
-result: error: speed: at most 3; grip: narrow for blue boxes; note: must end with a full stop
+(from here on unlike E1)
+call weigh {}
+result: 4.2
+call move {"speed": 5, "grip": "1", "kilos": 4.2}
+result: error: speed: at most 3; grip: wide for red boxes
 reward: 0
-</episode>"""
+</episode>
+
+<episode id="E3">
+task: Bring the blue box to Tom.
+call move {"speed": 7, "grip": "wide", "kilos": 2}
+result: error: speed: at most 3; grip: narrow for blue boxes; kilos is wrong
+reward: 0
+</episode>
+
+What the agent was told, each once:
+- speed: at most 3 (E1, E2, E3)
+- grip: wide for red boxes (E1, E2)
+- kilos is wrong (E1, E3; not E2, which did the same and called weigh)
+- grip: narrow for blue boxes (E3)"""
 
 EXAMPLE_ANSWER: Final = (
-    '{"edits": [{"op": "add", "episodes": ["E1", "E2"], "because": "speed: at most 3", '
+    '{"edits": [{"op": "add", "episodes": ["E1", "E2", "E3"], "because": "speed: at most 3", '
     '"when": "setting the speed of a move", "do": "use a speed of at most 3"}, '
-    '{"op": "add", "episodes": ["E1"], "because": "grip: wide for red boxes", '
+    '{"op": "add", "episodes": ["E1", "E2"], "because": "grip: wide for red boxes", '
     '"when": "choosing the grip for a red box", "do": "use wide"}, '
-    '{"op": "add", "episodes": ["E2"], "because": "grip: narrow for blue boxes", '
-    '"when": "choosing the grip for a blue box", "do": "use narrow"}, '
-    '{"op": "add", "episodes": ["E1", "E2"], "because": "note: must end with a full stop", '
-    '"when": "writing the note of a move", "do": "end it with a full stop"}]}'
+    '{"op": "add", "episodes": ["E1", "E2", "E3"], "because": "kilos is wrong", '
+    '"when": "filling in the kilos of a move", "do": "call weigh first, and do not guess"}, '
+    '{"op": "add", "episodes": ["E3"], "because": "grip: narrow for blue boxes", '
+    '"when": "choosing the grip for a blue box", "do": "use narrow"}]}'
 )
 
 RETRY: Final = """\
@@ -97,6 +116,9 @@ SAME_TASK: Final = "{count} runs of the same task, {order}:"
 ALIKE_TASKS: Final = "{count} runs of tasks that read alike, {order}:"
 BEST_FIRST: Final = "the best first"
 AS_GIVEN: Final = "equally good"
+WHAT_WAS_TOLD: Final = "What the agent was told, each once:"
+TOLD: Final = "- {text} ({told})"
+NOT_TOLD: Final = "- {text} ({told}; not {others}, which did the same and called {tool})"
 DIVERGED: Final = "(from here on unlike {handle})"
 EARLIER_TURNS: Final = "earlier turns, not the task"
 LEFT_OUT: Final = "Not shown: {handles} ({reason})"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.reflecting.arms import (
@@ -45,6 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--practice", type=int, default=8, help="practice tasks of a world and seed (default 8)")
     parser.add_argument("--tasks", type=int, default=8, help="held-out tasks in each arm (default 8)")
+    parser.add_argument("--at-once", type=int, default=1, help="worlds that are played side by side (default 1)")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="stop after so long; go on later")
     parser.add_argument("--cache", type=Path, default=Path("reflect-bench"), help="folder of answers and results")
     parser.add_argument("--fresh", action="store_true", help="ask again what is remembered")
@@ -59,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = cells(given)
     print(estimate(wanted, given), flush=True)
     key = os.environ.get("OPENAI_API_KEY", "")
-    with served(given.base_url, given.model, key, given.cache / "answers", fresh=given.fresh) as players:
-        results = list(played(wanted, players, given))
+    answers = given.cache / "answers"
+    with served(given.base_url, given.model, key, answers, fresh=given.fresh, at_once=given.at_once) as players:
+        results = played(wanted, players, given)
     print(f"\nModel: {players.label}\n{report(results, wanted)}")
     if players.answers:
         print(f"Answers: {players.answers.asked} asked, {players.answers.known} remembered in {given.cache}.")
@@ -91,26 +95,37 @@ def estimate(wanted: Sequence[At], given: argparse.Namespace) -> str:
     )
 
 
-def played(wanted: Sequence[At], players: Players, given: argparse.Namespace) -> Iterator[Result]:
-    """Run cell after cell until the budget of minutes is used up."""
+def played(wanted: Sequence[At], players: Players, given: argparse.Namespace) -> list[Result]:
+    """Run all cells, those of one world and seed one after the other, until the budget of minutes is used up."""
     until = time.monotonic() + 60 * given.budget_minutes
-    size = Size(practice=given.practice, held_out=given.tasks)
-    places: dict[tuple[str, int], Cell] = {}
+    places: dict[tuple[str, int], list[str]] = {}
     for world, seed, arm in wanted:
-        cell = places.setdefault((world, seed), Cell(world, seed, players, size, until))
+        places.setdefault((world, seed), []).append(arm)
+    size = Size(practice=given.practice, held_out=given.tasks)
+    results: dict[At, Result] = {}
+    over = threading.Event()
+
+    def play(place: tuple[str, int]) -> None:
+        cell = Cell(*place, players.apart(), size, until)
+        for arm in places[place]:
+            if over.is_set():
+                return
+            try:
+                results[(*place, arm)] = result = cell.run(arm)
+                print(line(result), flush=True)
+            except OutOfTimeError as error:
+                over.set()
+                print(error, flush=True)
+            except Exception as error:  # noqa: BLE001 - a cell that fails is missing in the table; the others go on
+                print(f"{place[0]}, seed {place[1]}, {arm}: failed: {type(error).__name__}: {error}"[:500], flush=True)
+
+    with ThreadPoolExecutor(max(1, given.at_once)) as pool:
         try:
-            result = cell.run(arm)
-        except OutOfTimeError as error:
-            print(error, flush=True)
-            return
+            list(pool.map(play, places))
         except KeyboardInterrupt:
+            over.set()
             print("Stopped; the same command goes on from here.", flush=True)
-            return
-        except Exception as error:  # noqa: BLE001 - a cell that fails is missing in the table; the others go on
-            print(f"{world}, seed {seed}, {arm}: failed: {type(error).__name__}: {error}"[:500], flush=True)
-            continue
-        print(line(result), flush=True)
-        yield result
+    return [results[at] for at in wanted if at in results]
 
 
 def line(result: Result) -> str:

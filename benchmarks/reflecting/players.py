@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,21 @@ class Players:
     settings: dict[str, Any] = field(default_factory=dict)
     """Further arguments of each `Reflection`; empty is the product as installed."""
 
+    def apart(self) -> Players:
+        """The same players with a meter of their own, for one of several that play at once."""
+        meter = Meter()
+        return replace(self, meter=meter, reflector=self.reflector.model_copy(update={"callbacks": [meter]}))
+
 
 @contextlib.contextmanager
-def served(base_url: str, model: str, key: str, cache: Path, *, fresh: bool) -> Iterator[Players]:
+def served(
+    base_url: str, model: str, key: str, cache: Path, *, fresh: bool, at_once: int = 1
+) -> Iterator[Players]:
     """A model behind an address of the OpenAI protocol; without an address the demo's local one."""
     label = model
     with contextlib.ExitStack() as stack:
         if not base_url:
-            base_url, label, model = *stack.enter_context(_local()), "local"
+            base_url, label, model = *stack.enter_context(_local(at_once)), "local"
         answers = Answers(cache, label, fresh=fresh)
         meter = Meter()
         yield Players(
@@ -87,11 +94,11 @@ def _limited(
 
 
 @contextlib.contextmanager
-def _local() -> Iterator[tuple[str, str]]:
+def _local(at_once: int) -> Iterator[tuple[str, str]]:
     """The address and the name of the demo's model, downloaded once and served while the block runs."""
     sys.path.insert(0, str(EXAMPLES))
     from expense_desk.local_model import NAME, ensure_model
     from expense_desk.local_server import serving
 
-    with serving(ensure_model(print, lambda *_: None)) as base:
+    with serving(ensure_model(print, lambda *_: None), at_once) as base:
         yield base, NAME

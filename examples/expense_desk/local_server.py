@@ -24,8 +24,13 @@ CACHE_MIB = 512
 
 
 @contextlib.contextmanager
-def serving(model: Path) -> Iterator[str]:
+def serving(model: Path, at_once: int = 1) -> Iterator[str]:
     """Serve a GGUF file; gives the base URL of its OpenAI protocol.
+
+    Args:
+        model: The file.
+        at_once: So many conversations go on side by side, which is faster in all. What one of them is answered then
+            depends a little on the others: sums are made in another order.
 
     Raises:
         NoRuntimeError: xllamacpp is not installed.
@@ -33,7 +38,7 @@ def serving(model: Path) -> Iterator[str]:
     """
     _check_runtime()
     with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, __file__, str(model)]
+        command = [sys.executable, __file__, str(model), str(at_once)]
         child = subprocess.Popen(  # noqa: S603 - this file
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
@@ -116,7 +121,7 @@ def cores() -> int:
     return max(1, min(usable, 8))
 
 
-def serve(model: str) -> None:
+def serve(model: str, at_once: int) -> None:
     """In the child: serve until stdin closes, which it also does when the parent dies."""
     import xllamacpp
 
@@ -124,8 +129,8 @@ def serve(model: str) -> None:
     params.model.path = model
     params.hostnames = ["127.0.0.1"]
     params.port = 0
-    params.n_ctx = CONTEXT
-    params.n_parallel = 1
+    params.n_ctx = CONTEXT * at_once
+    params.n_parallel = at_once
     params.cache_ram_mib = CACHE_MIB
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores()
     params.verbosity = 1
@@ -136,4 +141,4 @@ def serve(model: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -152,6 +152,9 @@ def test_a_group_is_shown_under_one_heading_with_the_task_once_and_the_parting_m
         "task: another task",
         "reward: no reward given",
         "</episode>",
+        "",
+        "What the agent was told, each once:",
+        "- too much (E1)",
     ]
 
 

@@ -470,24 +470,27 @@ def test_an_output_that_no_step_shows_is_kept(output: str):
 
 
 def test_the_worked_example_has_the_very_form_of_a_batch_and_its_answer_holds():
-    runs = [("red", "Anna", 9, "any", "for Anna", "wide"), ("blue", "Tom", 5, "1", "Tom", "narrow")]
+    runs = [
+        ("red", "Anna", {"speed": 9, "grip": "any", "kilos": 1}, "wide"),
+        ("red", "Anna", {"speed": 5, "grip": "1", "kilos": 4.2}, "wide"),
+        ("blue", "Tom", {"speed": 7, "grip": "wide", "kilos": 2}, "narrow"),
+    ]
+
+    def moved(call: dict[str, Any], colour: str, right: str) -> tuple[Step, ...]:
+        weighed = call["kilos"] == 4.2
+        answer = f"error: speed: at most 3; grip: {right} for {colour} boxes" + ("" if weighed else "; kilos is wrong")
+        move = Step(kind="tool", name="move", input=json.dumps(call), output=answer)
+        return (Step(kind="tool", name="weigh", input="{}", output="4.2"), move) if weighed else (move,)
+
     example = batch(
         *(
             episode(
                 n,
                 task=f"Bring the {colour} box to {who}.",
                 rewards=(Reward(value=0),),
-                trajectory=(
-                    Step(
-                        kind="tool",
-                        name="move",
-                        input=json.dumps({"speed": speed, "grip": grip, "note": note}),
-                        output=f"error: speed: at most 3; grip: {right} for {colour} boxes;"
-                        " note: must end with a full stop",
-                    ),
-                ),
+                trajectory=moved(call, colour, right),
             )
-            for n, (colour, who, speed, grip, note, right) in enumerate(runs, 1)
+            for n, (colour, who, call, right) in enumerate(runs, 1)
         )
     )
     assert render(example, 10_000, approximate_tokens) == EXAMPLE
