@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 
+from reflect_middleware.database import Database, portions
 from reflect_middleware.schema import aliases, episodes, nested
 
 NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
 """The id of an answer whose provider gives none."""
+STARTS = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""What names begin with."""
 
 
 def known_as(name: str) -> str:
@@ -38,3 +42,23 @@ def named(connection: sa.Connection, name: str) -> list[str]:
         roots = sa.select(episodes.c.id).where(nested, episodes.c.root_run_id == alias, episodes.c.parent_id == "")
         found = [row.id for row in connection.execute(roots)]
     return found
+
+
+def names_of(database: Database, ids: Iterable[str]) -> set[str]:
+    """Everything by which a reward may name one of these episodes."""
+    wanted = list(ids)
+    found = set(wanted)
+    with database.read() as connection:
+        for some in portions(wanted):
+            query = sa.select(aliases.c.alias).where(aliases.c.episode_id.in_(some))
+            found.update(connection.execute(query).scalars())
+    return found
+
+
+def erase_orphans(database: Database) -> None:
+    """Remove the names of episodes that are gone: they have no index of their own, which each run would pay for."""
+    orphan = ~sa.exists().where(episodes.c.id == aliases.c.episode_id)
+    for first, last in pairwise(["", *STARTS, None]):
+        here = [aliases.c.alias >= first] + ([] if last is None else [aliases.c.alias < last])
+        with database.write() as connection:  # a part at a time, so that others can write in between
+            connection.execute(aliases.delete().where(*here, orphan))
