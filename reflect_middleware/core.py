@@ -75,7 +75,7 @@ class Core:
             return None
         if plan is None:
             return None
-        session = Session(core=self, plan=plan, resumed_id=self.keeper.failed_attempt(plan))
+        session = Session(core=self, plan=plan, resumed_id=self.keeper.lately.failed_attempt(plan))
         for track in tracks.get():
             track.append(session)
         return session

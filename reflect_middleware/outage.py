@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from reflect_middleware.errors import LedgerError, LedgerValueError, TargetError
 from reflect_middleware.lanes import Lane
-from reflect_middleware.overhear import seen
+from reflect_middleware.overhear import decided, seen
 from reflect_middleware.types import Episode, Namespace
 from reflect_middleware.watchdog import HANG_SECONDS, OvertakenError, Watchdog
 
@@ -289,7 +289,7 @@ class Outage:
         from reflect_middleware.replay import write
 
         try:
-            episodes = write(self.core.parts.ledger, entry, self.core.keeper.decided, partial(seen, self.core))
+            episodes = write(self.core.parts.ledger, entry, partial(decided, self.core), partial(seen, self.core))
         except TargetError as error:  # no later attempt knows better
             self.core.failed("reward", error)
             episodes = ()
