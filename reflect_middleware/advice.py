@@ -1,18 +1,35 @@
 """What `reflect doctor` says about what it found: facts in, findings out. Pure; the caller brings the facts.
 
-A problem stops something from working and wants somebody now; advice makes it work better, or can wait.
+Here: what the ledger knows of all processes. What this process uses is judged in `advice_here.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
-from pydantic import Field, computed_field
+from reflect_middleware.advice_here import spool, store, vectors
+from reflect_middleware.finding import Finding, Level, ago, as_size, percent, rounded, shortened, spelled, worse
+from reflect_middleware.types import Namespace
 
-from reflect_middleware.types import Frozen, Namespace
-
-Level = Literal["ok", "advice", "problem"]
+__all__ = [
+    "REMEDIES",
+    "Finding",
+    "Level",
+    "ago",
+    "backup",
+    "episodes",
+    "failure",
+    "ledger",
+    "lessons",
+    "prompt",
+    "reflections",
+    "resting",
+    "rewards",
+    "spool",
+    "store",
+    "tokens",
+    "vectors",
+]
 
 LEAST_DISK = 200 * 2**20
 """Free bytes below which the ledger will soon not be writable."""
@@ -24,9 +41,6 @@ LATE_SHARE, LATE_LEAST = 0.1, 10
 RECENT = 86_400.0
 """Seconds for which a failure is a problem; an older one is history."""
 BACKUP_AGE = 7 * 86_400.0
-SHORT = 300
-"""Most characters of what was said by others, such as a driver."""
-
 REMEDIES: Mapping[str, str] = {
     "assess": "runs were reflected on without the model's judgement (reward='self'): see the check `reflections`",
     "begin": "the run went on unseen: check namespace= and the run's config",
@@ -62,24 +76,6 @@ REMEDIES: Mapping[str, str] = {
 """What to do about each counter, by its name."""
 
 
-class Finding(Frozen):
-    """One checked thing."""
-
-    check: str
-    """What was checked; the names are stable."""
-    level: Level = "ok"
-    message: str
-    """What was found, and what to do where the level is not `ok`. The words may change."""
-    facts: dict[str, Any] = Field(default_factory=dict)
-    """The numbers behind the message, by stable names."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def ok(self) -> bool:
-        """Whether it is no problem; advice is none."""
-        return self.level != "problem"
-
-
 def ledger(
     url: str, *, mode: str, schema: int, expected: int, size: int, paused: bool, free: int | None = None
 ) -> Finding:
@@ -95,7 +91,7 @@ def ledger(
         free: Free bytes on its disk; None for a server.
     """
     level: Level = "advice" if paused else "ok"
-    said = [url, f"{_size(size)}, {mode.upper() if url.startswith('sqlite') else mode}, schema {schema}"]
+    said = [url, f"{as_size(size)}, {mode.upper() if url.startswith('sqlite') else mode}, schema {schema}"]
     said.append(
         "PAUSED: runs get no lessons, nothing is reflected on; `reflect resume` ends it" if paused else "running"
     )
@@ -109,8 +105,8 @@ def ledger(
         newer = "install the version that wrote it" if schema > expected else "run `reflect migrate`"
         said.append(f"this program expects schema {expected}: {newer}")
     if free is not None and free < LITTLE_DISK:
-        level = "problem" if free < LEAST_DISK else _worse(level, "advice")
-        said.append(f"{_size(free)} free on its disk: make room, or purge old episodes")
+        level = "problem" if free < LEAST_DISK else worse(level, "advice")
+        said.append(f"{as_size(free)} free on its disk: make room, or purge old episodes")
     facts = {"url": url, "mode": mode, "schema": schema, "bytes": size, "free_bytes": free, "paused": paused}
     return Finding(check="ledger", level=level, message="; ".join(said), facts=facts)
 
@@ -142,13 +138,13 @@ def episodes(
     since = "" if oldest is None else f", the first for {ago(oldest)}"
     said = [f"{total:,} recorded; {waiting:,} wait for a reflection{since}; {interrupted:,} interrupted"]
     if sampled_out:
-        said.append(f"{_percent(sampled_out, of)} of the last {of:,} are sampled out")
+        said.append(f"{percent(sampled_out, of)} of the last {of:,} are sampled out")
     if oldest is not None and oldest > LONG_WAIT:
         level = "advice"
         said.append("nobody reflects: is a process with a model alive, or `reflect worker` for run='external'?")
     if dead:
         level = "advice"
-        said.append(f"{dead:,} dead-lettered, the newest because of: {_cut(reason)}; mend that, then retry them")
+        said.append(f"{dead:,} dead-lettered, the newest because of: {shortened(reason)}; mend that, then retry them")
     facts = {
         "total": total,
         "waiting": waiting,
@@ -179,14 +175,16 @@ def reflections(
         since = done is None or failed < done
         level = "problem" if since and failed < RECENT else "ok"
         said.append(
-            f"the last failure {ago(failed)} ago{' and none has succeeded since' if since else ''}: {_cut(reason)}"
+            f"the last failure {ago(failed)} ago{' and none has succeeded since' if since else ''}: {shortened(reason)}"
         )
     for namespace, owner, lease in running:
         if lease >= 0:
-            said.append(f"one under way in {_name(namespace)} by {owner}, lease for another {ago(lease)}")
+            said.append(f"one under way in {spelled(namespace)} by {owner}, lease for another {ago(lease)}")
         else:
-            level = _worse(level, "advice")
-            said.append(f"one in {_name(namespace)} by {owner}, which died {ago(-lease)} ago: the next one takes over")
+            level = worse(level, "advice")
+            said.append(
+                f"one in {spelled(namespace)} by {owner}, which died {ago(-lease)} ago: the next one takes over"
+            )
     facts = {
         "last_done_seconds": done,
         "last_failed_seconds": failed,
@@ -237,103 +235,14 @@ def rewards(late: int, seconds: Sequence[float], *, reward_wait: float) -> Findi
     facts = {"rewards": total, "late": late, "p90_delay_seconds": ninetieth, "reward_wait": reward_wait}
     if ninetieth is None:
         return Finding(check="rewards", message="none yet", facts=facts)
-    said = f"{_percent(late, total)} of the last {total:,} rewards came after their reflection"
+    said = f"{percent(late, total)} of the last {total:,} rewards came after their reflection"
     if late < LATE_LEAST or late < LATE_SHARE * total:
         return Finding(check="rewards", message=said, facts=facts)
-    wanted = _round(ninetieth)
+    wanted = rounded(ninetieth)
     said += (
         f", 90 % come within {ago(ninetieth)} of the run's end: set reward_wait={wanted:.0f} (it is {reward_wait:g})"
     )
     return Finding(check="rewards", level="advice", message=said, facts=facts)
-
-
-def vectors(
-    embedder: str, dimensions: int, made_by: Mapping[str, int], *, name: str = "", indexed: str = ""
-) -> Finding:
-    """Whether the embedder is the one that made the lessons' vectors.
-
-    Args:
-        embedder: The id of its vectors.
-        dimensions: Their length.
-        made_by: Active lessons of which it has made no vector, by the embedder that has.
-        name: What it calls itself; another id says that a model of this name gave other vectors once.
-        indexed: The embedder for which all was last indexed by `reflect reindex`; empty for never.
-    """
-    others = {other: count for other, count in made_by.items() if other != embedder and count}
-    changed = bool(name) and name != embedder
-    facts = {"id": embedder, "dimensions": dimensions, "other_vectors": sum(others.values()), "changed": changed}
-    said = [f"{embedder}, {dimensions} dimensions"]
-    if changed:
-        said.append(f"{name} gave other vectors when it was first used here: this one's are kept apart from those")
-    if indexed not in ("", embedder):
-        said.append(f"all was last indexed for {indexed}: say that as embeddings=, or `reflect reindex` for this one")
-    if others:
-        listed = ", ".join(f"{n:,} {f'by {other}' if other else 'not made yet'}" for other, n in sorted(others.items()))
-        said.append(
-            f"vectors of other active lessons: {listed}. They are made anew when their namespace is next searched, or"
-            " all at once by `reflect reindex`, if this is the embedder that the agents use (--app names theirs)"
-        )
-    level: Level = "advice" if others or indexed not in ("", embedder) else "ok"
-    return Finding(check="embedder", level=level, message="; ".join(said), facts=facts)
-
-
-def store(
-    name: str,
-    how: str,
-    *,
-    held: str,
-    behind: Mapping[Namespace, int],
-    wrong: int = 0,
-    mended: tuple[int, int, int] | None = None,
-    moved: str = "",
-) -> Finding:
-    """Whether the store is open here and in step with the ledger.
-
-    Args:
-        name: As configured.
-        how: Which way searches go.
-        held: Why it cannot be opened here, if another process has it.
-        behind: Of the namespaces looked at: how many lessons the store has too few, or too many.
-        wrong: How many of a sample are not found by their own vector.
-        mended: What was missing, too many and wrong before it was mended; None if it was not to be.
-        moved: Where the ledger was moved to, if the code names another store.
-    """
-    out = {namespace: count for namespace, count in behind.items() if count}
-    said = [name, f"searches go over {how}"]
-    facts = {
-        "store": name,
-        "held_by_another": bool(held),
-        "behind": sum(out.values()),
-        "wrong": wrong,
-        "namespaces": len(behind),
-        "moved": moved,
-    }
-    if moved:
-        said.append(f"the code says {name}, the ledger was moved to {moved!r}: say that one, or none, as store=")
-    if mended is not None:
-        facts["mended"] = sum(mended)
-        said.append("mended: {:,} lessons were missing, {:,} too many, {:,} of a sample wrong".format(*mended))
-    if held:
-        said.append(held)
-    elif out or wrong:
-        said.append(_out_of_step(out, wrong))
-    elif behind:
-        said.append("in step with the ledger")
-    level: Level = "advice" if moved or (not held and (out or wrong)) else "ok"
-    return Finding(check="store", level=level, message="; ".join(said), facts=facts)
-
-
-def _out_of_step(out: Mapping[Namespace, int], wrong: int) -> str:
-    said = []
-    if out:
-        worst = max(out, key=lambda namespace: out[namespace])
-        said.append(
-            f"{sum(out.values()):,} lessons behind the ledger, most in {_name(worst)}: the next search there brings"
-            " it in step, and until then answers come from the ledger"
-        )
-    if wrong:
-        said.append(f"{wrong:,} of a sample are not found by their own vector")
-    return "; ".join([*said, "`reflect doctor --mend` makes it what the ledger says, at once"])
 
 
 def tokens(today: int, budget: int | None) -> Finding:
@@ -358,23 +267,10 @@ def resting(namespaces: Sequence[tuple[Namespace, int, float]]) -> Finding:
         return Finding(check="back-off", message="no namespace rests", facts=facts)
     name, failures, left = max(namespaces, key=lambda row: row[1])
     said = (
-        f"{len(namespaces):,} namespaces rest after failed reflections, {_name(name)} after {failures} in a row for"
+        f"{len(namespaces):,} namespaces rest after failed reflections, {spelled(name)} after {failures} in a row for"
         f" another {ago(left)}: see the check `reflections` for the reason"
     )
     return Finding(check="back-off", level="advice", message=said, facts=facts)
-
-
-def spool(count: int, oldest: float | None, dropped: int) -> Finding:
-    """What waits outside of the ledger, for how many seconds, and how much was dropped for want of room."""
-    facts = {"waiting": count, "oldest_seconds": oldest, "dropped": dropped}
-    said = f"{count:,} entries wait for the ledger" if count else "nothing waits for the ledger"
-    if oldest is not None:
-        said += f", the first for {ago(oldest)}: they are written when it is back"
-    if dropped:
-        said += f"; {dropped:,} were dropped for want of room"
-    return Finding(
-        check="spool", level="problem" if dropped else "advice" if count else "ok", message=said, facts=facts
-    )
 
 
 def backup(newest: float | None, *, kept: int, episodes: int) -> Finding:
@@ -391,50 +287,9 @@ def backup(newest: float | None, *, kept: int, episodes: int) -> Finding:
 def failure(name: str, count: int, last: str, seconds: float) -> Finding:
     """A counter of something that went wrong: how often, what was said the last time, and how long ago."""
     recent = seconds < RECENT
-    said = f"{count:,} so far, the last {ago(seconds)} ago" + (f": {_cut(last)}" if last else "")
+    said = f"{count:,} so far, the last {ago(seconds)} ago" + (f": {shortened(last)}" if last else "")
     if recent and (remedy := REMEDIES.get(name)):
         said += f"; {remedy}"
     facts = {"count": count, "last_seconds": seconds, "last": last}
     level: Level = "ok" if not recent else "advice" if name in ("namespace", "retrieve.timeout") else "problem"
     return Finding(check=f"failures: {name}", level=level, message=said, facts=facts)
-
-
-def ago(seconds: float) -> str:
-    """A length of time, as people say it."""
-    for unit, name in ((172_800.0, "d"), (7_200.0, "h"), (120.0, "min")):
-        if seconds >= unit:
-            return f"{seconds / {'d': 86_400.0, 'h': 3_600.0, 'min': 60.0}[name]:.0f} {name}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def _round(seconds: float) -> float:
-    """Up to two figures, so that it can be typed."""
-    step = 10.0 ** max(0, len(f"{seconds:.0f}") - 2)
-    return max(1.0, -(-seconds // step) * step)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "0 %"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1_000:  # noqa: PLR2004 - a thousand
-            return f"{value:.3g} {unit}"
-        value /= 1_000
-    return f"{value:.3g} TB"
-
-
-def _name(namespace: Namespace) -> str:
-    return "/".join(namespace)
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHORT else f"{line[:SHORT]}…"
-
-
-def _worse(one: Level, two: Level) -> Level:
-    order: tuple[Level, ...] = ("ok", "advice", "problem")
-    return max(one, two, key=order.index)

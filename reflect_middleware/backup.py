@@ -73,7 +73,7 @@ def restore(core: Core, file: Path | None, *, force: bool) -> RestoreReport:
         raise LedgerError(f"{str(source)!r} cannot be put in the place of {str(live)!r}: {error}.") from error
     ledger = Ledger(core.options.ledger_url, fsync=True)
     try:
-        ledger.forget.restored(seen, {"backup": taken.isoformat(timespec="seconds"), "episodes_lost": lost})
+        ledger.audit.restored(seen, {"backup": taken.isoformat(timespec="seconds"), "episodes_lost": lost})
     finally:
         ledger.close()
     logger.warning("reflect: the ledger is restored from %s; the former one is %s", source, aside or "missing")

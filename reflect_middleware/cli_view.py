@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reflect_middleware.advice import Finding
+from reflect_middleware.finding import Finding
 from reflect_middleware.types import (
     AuditEntry,
     EditOutcome,

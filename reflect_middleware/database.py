@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.changes import Changes
 from reflect_middleware.connecting import dispose, explained, probe
+from reflect_middleware.dialect import Dialect
 from reflect_middleware.errors import LedgerError, LedgerUnavailableError
 from reflect_middleware.forks import gate
 from reflect_middleware.hung import Connections
 from reflect_middleware.opening import file_of, migrated, opened
 from reflect_middleware.places import identity
 from reflect_middleware.schema import meta
+from reflect_middleware.spare import Spare
 from reflect_middleware.watchdog import fence
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def portions(values: Iterable[str]) -> Iterator[list[str]]:
         yield some
 
 
-class Database:
+class Database(Dialect):
     """An engine per process, opened on first use.
 
     Args:
@@ -53,11 +54,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, fsync: bool = False, erases: bool = False) -> None:
-        self.url = url
+        super().__init__(url)
         self.fsync = fsync
         self.erases = erases
-        self.clock = time.time
-        """This process's clock (epoch seconds)."""
         self._pid = 0
         self._closed = False
         self._engine: sa.Engine | None = None
@@ -65,18 +64,13 @@ class Database:
         self._connections: Connections | None = None
         self._changes = Changes(None)
         self._texts: dict[Any, str] = {}
-        self._appending: list[tuple[sa.Engine, sa.PoolProxiedConnection]] = []
+        self._spare = Spare()
         self._appended = 0
         self._known: tuple[int, int] | None = None
         self.file = file_of(url)
         """SQLite's file; None for a ledger without one."""
         self.on_replaced: Callable[[LedgerError], None] = lambda error: logger.warning("reflect: %s", error)
         """Told that the file was deleted or replaced and another one opened: what was read before may be wrong."""
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether the ledger is a file of ours."""
-        return self.url.startswith("sqlite")
 
     @property
     def url_shown(self) -> str:
@@ -129,7 +123,7 @@ class Database:
             return False
         with gate.passing(), self._guarded():
             engine = self._open()
-            pooled = self._kept(engine)
+            pooled = self._spare.take(engine)
             driver: Any = pooled.driver_connection
             try:
                 driver.execute("BEGIN IMMEDIATE")
@@ -143,7 +137,9 @@ class Database:
             except BaseException:
                 pooled.invalidate()
                 raise
-            self._keep(engine, pooled)
+            self._spare.put(engine, pooled)
+            if engine is not self._engine:  # another thread has opened the ledger anew
+                self._spare.close()
             self._still_in_place()
         self._appended += 1
         return found is None
@@ -165,35 +161,6 @@ class Database:
         """A number that stays the same while no lesson and no switch changes; None if that is not known."""
         return self._changes.mark()
 
-    def take_turn(self, connection: sa.Connection, what: str, *, shared: bool = False) -> None:
-        """Wait, inside a write transaction, until no other one that takes the same turn is under way.
-
-        Waiting takes milliseconds; to pass on instead could leave what has just been written to nobody. SQLite lets one
-        writer in at a time anyway.
-
-        Args:
-            connection: Of a write transaction. The turn ends with it.
-            what: The turn's name, within the ledger.
-            shared: Whether it goes together with others that share it.
-        """
-        if self.is_sqlite:
-            return
-        lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
-        name = sa.func.concat("reflect ", sa.func.current_schema(), " ", what)
-        connection.execute(sa.select(lock(sa.func.hashtextextended(name, 0))))
-
-    def now(self) -> sa.ColumnElement[float]:
-        """The present time for statements (epoch seconds): PostgreSQL's own, whatever the clocks of its clients say."""
-        if self.is_sqlite:
-            return sa.literal(self.clock(), sa.Float)
-        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
-
-    def at(self, moment: float) -> sa.ColumnElement[float]:
-        """A time of this process's clock (epoch seconds) as the ledger's clock tells it."""
-        if self.is_sqlite:
-            return sa.literal(moment, sa.Float)
-        return self.now() + sa.literal(moment - self.clock(), sa.Float)
-
     def insert(self, connection: sa.Connection, statement: Any, *rows: Mapping[str, Any]) -> None:
         """Run an INSERT that every run needs: it is built and compiled once, which costs ten times what it does.
 
@@ -204,24 +171,6 @@ class Database:
         """
         if rows:
             connection.exec_driver_sql(self._text(statement, rows[0]), list(rows))
-
-    def insert_new(self, table: sa.Table) -> Any:
-        """An INSERT that leaves a row alone that is already there."""
-        maker = sqlite.insert if self.is_sqlite else postgresql.insert
-        return maker(table).on_conflict_do_nothing()
-
-    def upsert(self, table: sa.Table, **values: Any) -> Any:
-        """An INSERT that replaces the other columns of a row with the same primary key."""
-        return self.replacing(table, values).values(**values)
-
-    def replacing(self, table: sa.Table, columns: Iterable[str]) -> Any:
-        """As `upsert`, for these columns, whose values come later."""
-        maker = sqlite.insert if self.is_sqlite else postgresql.insert
-        keys = [column.name for column in table.primary_key]
-        statement = maker(table)
-        return statement.on_conflict_do_update(
-            index_elements=keys, set_={k: statement.excluded[k] for k in columns if k not in keys}
-        )
 
     def probe(self) -> None:
         """Ask the database something, a server on a connection of its own.
@@ -250,7 +199,7 @@ class Database:
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None and self._pid == os.getpid():
-            self._release()
+            self._spare.close()
             dispose(engine)
 
     def close(self) -> None:
@@ -260,7 +209,7 @@ class Database:
             self._closed = True
             self._changes.close()
         if engine is not None and self._pid == os.getpid():
-            self._release()
+            self._spare.close()
             dispose(engine)
 
     def renew_connections(self, seconds: float) -> None:
@@ -273,31 +222,6 @@ class Database:
             keys = None if row is None else list(row)
             text = self._texts[statement] = str(statement.compile(dialect=self._open().dialect, column_keys=keys))
         return text
-
-    def _kept(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
-        """A connection for `append`: the last one, since the pool costs a tenth of what is done with it.
-
-        SQLite would write its log back to the file inside of some commits, each of which waits for the disk then.
-        """
-        with contextlib.suppress(IndexError):
-            owner, pooled = self._appending.pop()  # taken, so that no other thread has it
-            if owner is engine:
-                return pooled
-            pooled.invalidate()
-        pooled = engine.raw_connection()
-        pooled.cursor().execute("PRAGMA wal_autocheckpoint=0")
-        return pooled
-
-    def _keep(self, engine: sa.Engine, pooled: sa.PoolProxiedConnection) -> None:
-        self._appending.append((engine, pooled))
-        if engine is not self._engine or len(self._appending) > 1:
-            self._release()
-
-    def _release(self) -> None:
-        """Close what `append` has kept."""
-        while self._appending:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                self._appending.pop()[1].invalidate()
 
     def _open(self) -> sa.Engine:
         engine = self._engine
@@ -338,10 +262,10 @@ class Database:
         """Leave the former engine: a parent's connections are not ours to close, those to a file that is gone are."""
         if self._engine is not None and self._pid != os.getpid():
             self._engine.dispose(close=False)
-            _inherited.append(self._appending)
-            self._appending = []
+            _inherited.append(self._spare)
+            self._spare = Spare()
         elif self._engine is not None:
-            self._release()
+            self._spare.close()
             dispose(self._engine)
 
     def _in_place(self) -> bool:

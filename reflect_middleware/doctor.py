@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from reflect_middleware import advice
-from reflect_middleware.advice import Finding
 from reflect_middleware.embed import PROBE
 from reflect_middleware.errors import LedgerError
 from reflect_middleware.filling import Difference
+from reflect_middleware.finding import Finding
 from reflect_middleware.frozen import findings
 from reflect_middleware.registry import shown
 from reflect_middleware.schema import SCHEMA_VERSION

@@ -1,23 +1,21 @@
-"""Episodes, rewards and exposures in the ledger."""
+"""Episodes in the ledger: writing a run, naming it, judging it, finding it."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from reflect_middleware.database import Database, portions
+from reflect_middleware.database import Database
 from reflect_middleware.decisions import PREFIX
 from reflect_middleware.errors import EpisodeNotFoundError
 from reflect_middleware.forget_table import PURGING
-from reflect_middleware.hints import SOURCE, ours
-from reflect_middleware.namespaces import from_key, to_key
+from reflect_middleware.hints import ours
+from reflect_middleware.names_table import known_as, name_rows, named
+from reflect_middleware.namespaces import to_key
 from reflect_middleware.retention_table import DROPPED
 from reflect_middleware.rewards_table import (
     add,
@@ -30,50 +28,24 @@ from reflect_middleware.rewards_table import (
     row_of,
     withdraw,
 )
-from reflect_middleware.schema import aliases, early, exposures, lessons, nested, open_, rewards, unread
+from reflect_middleware.rows_table import ROW, Record, by_id, episode_row, exposure_rows
+from reflect_middleware.schema import aliases, early, exposures, open_, rewards, unread
 from reflect_middleware.schema import dead as given_up
 from reflect_middleware.schema import episodes as table
 from reflect_middleware.slot import HELD_OUT
-from reflect_middleware.types import Episode, Exposure, Namespace, Reward, combined, most_trusted
+from reflect_middleware.types import Episode, Namespace, Reward
+from reflect_middleware.use_table import STATISTICS, statistics
 
-ELSEWHERE = {"rewards", "exposures", "reflection_id", "dead_letter"}
+__all__ = ["STATISTICS", "EpisodeTable", "Record"]
 
-ROW = {column.name for column in table.columns} - {"reflection_id", "dead_letter", "tries"}
-"""The columns that the writer fills; the others belong to the reflection."""
-STATISTICS = 500
-"""Of how many of the latest episodes that showed a lesson the rewards are looked at."""
 NAMED = "episodes and the rewards that wait for them"
 """Who stores a run looks for waiting rewards, who lets a reward wait looks for the run: one after the other."""
-NAMED_AFTER_ITS_CALL = re.compile(r"lc_run--([0-9a-f-]{36})(?:-\d+)?")
-"""The id of an answer whose provider gives none."""
 WAITING = sa.select(sa.literal(1)).where(early).limit(1)
 REWARDED = sa.union_all(
     sa.select(rewards.c.seq).where(early),
     sa.select(rewards.c.seq).where(rewards.c.target == sa.bindparam("id")),
 )
 """Rewards that came before the episode: those that wait for any, and its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One ended or interrupted run, as the writer thread stores it."""
-
-    episode: Episode
-    checkpoint_ns: str = ""
-    ready_at: float | None = None
-    """Epoch seconds from when on it counts towards K; None while it is interrupted."""
-    asked: bool = False
-    """Whether a reward callable is being asked: the episode waits for it, whatever others say."""
-    aliases: tuple[str, ...] = ()
-    """Run and message ids under which a reward may name it."""
-    rewards: tuple[Reward, ...] = ()
-    """A reviewer's decisions in this run, and what the run says of itself. They end no wait for another reward."""
-    heard: tuple[Reward, ...] = ()
-    """What the user's message, with which it began, says of the run before it in its thread."""
-    sampled: bool = True
-    """False: it does not count towards K unless it has a reward, or until one comes."""
-    measured: bool = False
-    """Whether it measured what was learned: no reflection reads it."""
 
 
 class EpisodeTable:
@@ -95,30 +67,12 @@ class EpisodeTable:
             The id of the episode to which the rewards in `heard` went; empty for none.
         """
         episode = record.episode
-        body = episode.model_dump_json(exclude=ELSEWHERE)
-        row = {
-            "id": episode.id,
-            "namespace": to_key(episode.namespace),
-            "agent": episode.agent,
-            "thread_id": episode.thread_id,
-            "checkpoint_ns": record.checkpoint_ns,
-            "root_run_id": episode.root_run_id,
-            "parent_id": episode.parent_id,
-            "principal": episode.principal,
-            "status": episode.status,
-            "started_at": episode.started_at.timestamp(),
-            "ended_at": episode.ended_at.timestamp() if episode.ended_at else None,
-            "ready_at": record.ready_at,
-            "sampled": record.sampled,
-            "size": len(body),
-            "body": body,
-        }
-        names, at = {*map(_known_as, record.aliases), *episode.run_ids, episode.id}, time.time()
-        named = [{"alias": alias, "episode_id": episode.id, "at": at} for alias in sorted(names)]
-        exposed = [
-            exposure.model_dump(exclude={"namespace"}) | {"episode_id": episode.id} for exposure in episode.exposures
-        ]
-        inserts = ((self._put, [row]), (self._name, named), (self._expose, exposed))
+        names = {*map(known_as, record.aliases), *episode.run_ids, episode.id}
+        inserts = (
+            (self._put, [episode_row(record)]),
+            (self._name, name_rows(episode.id, names)),
+            (self._expose, exposure_rows(episode)),
+        )
         quick = not (again or record.heard or record.measured) and all(map(ours, record.rewards))
         signs = (self._judge, [row_of(episode.id, reward) for reward in record.rewards])
         if quick and self.db.append(*inserts, signs, unless=REWARDED, given={"id": episode.id}):
@@ -158,11 +112,11 @@ class EpisodeTable:
         """Keep a reward for an episode that is not known yet; gives the ids of those that have become known."""
         with self.db.write() as connection:
             self.db.take_turn(connection, NAMED)  # no run is stored meanwhile that this reward would never find
-            found = self._resolve(connection, name)
+            found = named(connection, name)
             for episode_id in found:
                 add(connection, episode_id, reward, given_at)
             if not found:
-                add_later(connection, _known_as(name), reward, given_at)
+                add_later(connection, known_as(name), reward, given_at)
         return found
 
     def note(self, reflection_id: str, given: Mapping[str, Sequence[Reward]]) -> None:
@@ -188,7 +142,7 @@ class EpisodeTable:
         For a root run that is no episode itself: the outermost ones under it.
         """
         with self.db.read() as connection:
-            return self._resolve(connection, alias)
+            return named(connection, alias)
 
     def get(self, episode_id: str) -> Episode:
         """One episode with its rewards and exposures.
@@ -197,7 +151,7 @@ class EpisodeTable:
             EpisodeNotFoundError: If there is none of this id.
         """
         with self.db.read() as connection:
-            found = self._by_id(connection, [episode_id])
+            found = by_id(connection, [episode_id])
         if not found:
             raise EpisodeNotFoundError(episode_id)
         return found[0]
@@ -205,7 +159,7 @@ class EpisodeTable:
     def many(self, ids: Sequence[str]) -> tuple[Episode, ...]:
         """The episodes of these ids, in this order; unknown ids are left out."""
         with self.db.read() as connection:
-            return tuple(self._by_id(connection, ids))
+            return tuple(by_id(connection, ids))
 
     def find(
         self,
@@ -284,44 +238,13 @@ class EpisodeTable:
     def lesson_statistics(
         self, lesson_ids: Iterable[str], most: int | None = None
     ) -> dict[str, tuple[int, float | None]]:
-        """For each lesson: in how many episodes it was shown, counted up to `most`, and their mean reward.
-
-        The mean is over those that have a reward, of the `STATISTICS` latest ones (at most `most`) by their ids, which
-        grow with time;
-        over those of one source, the most trusted that judged any of them. Signs found in the run are left out: a clean
-        run has none, so their mean would only speak of the others.
-        """
-        counted, latest = (_SHOWN, _LATEST) if most is None else (_shown_up_to(most), _latest(most))
-        times: dict[str, int] = {}
-        judged: dict[tuple[str, str], list[Reward]] = {}
-        with self.db.read() as connection:
-            for some in portions(lesson_ids):
-                mine = connection.execute(counted.where(lessons.c.id.in_(some)))
-                times |= {row.id: row.times for row in mine if row.times}
-                for row in connection.execute(latest.where(lessons.c.id.in_(some))):
-                    judged.setdefault((row.id, row.target), []).append(Reward.model_validate_json(row.body))
-        earned: dict[str, list[list[Reward]]] = {}
-        for (lesson_id, _), given in judged.items():
-            earned.setdefault(lesson_id, []).append(given)
-        return {lesson_id: (count, _mean(earned.get(lesson_id, ()))) for lesson_id, count in times.items()}
+        """For each lesson: in how many episodes it was shown, and their mean reward; see `use_table.statistics`."""
+        return statistics(self.db, lesson_ids, most)
 
     def _newest(self, connection: sa.Connection, *where: Any, limit: int | None) -> list[Episode]:
         # Ids first: where no index has the order, a database then sorts ids and not bodies.
         query = sa.select(table.c.id).where(*where).order_by(table.c.started_at.desc()).limit(limit)
-        return self._by_id(connection, connection.execute(query).scalars().all())
-
-    def _by_id(self, connection: sa.Connection, ids: Sequence[str]) -> list[Episode]:
-        """The episodes of these ids, in this order; unknown ids are left out."""
-        judged = current(connection, ids)
-        exposed: dict[str, list[Exposure]] = {}
-        rows: dict[str, Any] = {}
-        for some in portions(ids):
-            for row in connection.execute(_EXPOSED.where(exposures.c.episode_id.in_(some))):
-                place = from_key(row.namespace) if row.namespace else ()
-                found = Exposure.model_validate({**row._mapping, "namespace": place})  # noqa: SLF001
-                exposed.setdefault(row.episode_id, []).append(found)
-            rows |= {row.id: row for row in connection.execute(sa.select(table).where(table.c.id.in_(some)))}
-        return [_episode(rows[i], judged.get(i, ()), exposed.get(i, ())) for i in dict.fromkeys(ids) if i in rows]
+        return by_id(connection, connection.execute(query).scalars().all())
 
     def _held(self, connection: sa.Connection, episode: Episode) -> bool:
         """Whether this state of an episode, or a later one, is stored. If not, nobody else stores it before us."""
@@ -358,58 +281,6 @@ class EpisodeTable:
         ended = (table.c.id == episode_id, table.c.ready_at.is_not(None))
         connection.execute(table.update().where(*ended).values(ready_at=when))
 
-    def _resolve(self, connection: sa.Connection, alias: str) -> list[str]:
-        alias = _known_as(alias)
-        query = sa.select(aliases.c.episode_id).where(aliases.c.alias == alias).order_by(aliases.c.at)
-        found = [row.episode_id for row in connection.execute(query)]
-        if found and not alias.startswith("out:"):
-            return found[:1]
-        if not found:
-            roots = sa.select(table.c.id).where(nested, table.c.root_run_id == alias, table.c.parent_id == "")
-            found = [row.id for row in connection.execute(roots)]
-        return found
-
-
-def _latest(most: int) -> sa.Select[str, str, str]:
-    """Lessons with the rewards of the latest episodes that showed them: a short walk over an index for each lesson."""
-    inner = exposures.alias()
-    oldest = (
-        sa.select(inner.c.episode_id)
-        .where(inner.c.lesson_id == lessons.c.id, inner.c.shown)
-        .order_by(inner.c.episode_id.desc())
-        .limit(1)
-        .offset(most - 1)
-        .scalar_subquery()
-    )
-    late = exposures.c.episode_id >= sa.func.coalesce(oldest, "")
-    pair = (exposures.c.lesson_id == lessons.c.id) & exposures.c.shown & late
-    given = (rewards.c.target == exposures.c.episode_id) & rewards.c.current & ~rewards.c.waiting
-    query = sa.select(lessons.c.id, rewards.c.target, rewards.c.body)
-    return query.join_from(lessons, exposures, pair).join(rewards, given)
-
-
-def _shown_up_to(most: int) -> sa.Select[str, int]:
-    """Lessons with how often each was shown, as far as it is counted."""
-    shown = sa.select(sa.literal(1)).where(exposures.c.lesson_id == lessons.c.id, exposures.c.shown)
-    some = shown.limit(most).correlate(lessons).subquery()
-    return sa.select(lessons.c.id, sa.select(sa.func.count()).select_from(some).scalar_subquery().label("times"))
-
-
-_SHOWN = sa.select(
-    lessons.c.id,
-    sa.select(sa.func.count())
-    .where(exposures.c.lesson_id == lessons.c.id, exposures.c.shown)
-    .correlate(lessons)
-    .scalar_subquery()
-    .label("times"),
-)
-_LATEST = _latest(STATISTICS)
-_EXPOSED = (
-    sa.select(exposures, lessons.c.namespace)
-    .outerjoin(lessons, lessons.c.id == exposures.c.lesson_id)
-    .order_by(exposures.c.position)
-)
-
 
 def _who_reads(connection: sa.Connection, record: Record) -> None:
     """No reflection, if it measured; one all the same, if it was sampled out and has a reward."""
@@ -419,33 +290,3 @@ def _who_reads(connection: sa.Connection, record: Record) -> None:
     if not record.sampled:
         judged = sa.exists().where(rewards.c.target == record.episode.id, rewards.c.current, ~found_by_us)
         connection.execute(mine.where(judged).values(sampled=True))
-
-
-def _known_as(name: str) -> str:
-    """The name that is kept: of an answer that LangChain has named after its model call, the call's run id."""
-    found = NAMED_AFTER_ITS_CALL.fullmatch(name) if name.startswith("lc_run--") else None
-    return found[1] if found else name
-
-
-def _mean(judged: Sequence[Sequence[Reward]]) -> float | None:
-    """The mean over episodes of what the most trusted source says that judged any of them."""
-    told = [[reward for reward in given if reward.source != SOURCE or not ours(reward)] for given in judged]
-    source = most_trusted(reward for given in told for reward in given)
-    known = [value for given in told if (value := combined([r for r in given if r.source == source])) is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _episode(row: Any, judged: Sequence[Reward], exposed: Sequence[Exposure]) -> Episode:
-    body = json.loads(row.body)
-    ended = datetime.fromtimestamp(row.ended_at, UTC) if row.ended_at else None
-    return Episode.model_validate(
-        body
-        | {
-            "status": row.status,
-            "ended_at": ended,
-            "rewards": tuple(judged),
-            "exposures": tuple(exposed),
-            "reflection_id": row.reflection_id,
-            "dead_letter": row.dead_letter,
-        }
-    )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -18,33 +14,28 @@ from reflect_middleware.database import Database
 from reflect_middleware.desk import Change
 from reflect_middleware.errors import LessonStateError
 from reflect_middleware.hints import HEARD, SOURCE
-from reflect_middleware.lessons_table import FLOOR, LessonTable
+from reflect_middleware.lessons_table import LessonTable
+from reflect_middleware.names_table import erase_orphans
 from reflect_middleware.namespaces import to_key
 from reflect_middleware.retention_table import DROPPED
 from reflect_middleware.schema import (
     aliases,
-    audit,
-    counters,
     episodes,
     exposures,
     lesson_sources,
     lesson_versions,
     lessons,
-    meta,
     metadata,
-    namespaces,
     nested,
     owned,
     reflections,
     rewards,
     vectors,
-    work,
 )
-from reflect_middleware.types import AuditEntry, Episode, Lesson, Namespace, ReflectionRecord, Reward
+from reflect_middleware.types import Episode, Lesson, Namespace, ReflectionRecord, Reward
 
 CHUNK = 500
 """Rows per transaction or list: other writers come in between."""
-NAME_STARTS = "0123456789abcdefghijklmnopqrstuvwxyz"
 PURGING = "purging"
 """In `dead_letter`, while a purge is under way: no reflection takes such an episode."""
 
@@ -139,15 +130,6 @@ class ForgetTable:
                 connection.execute(reflections.update().where(reflections.c.id == claim).values(status="released"))
                 batch = episodes.update().where(episodes.c.reflection_id == claim)
                 connection.execute(batch.values(reflection_id=""))
-
-    def names(self, ids: Sequence[str]) -> set[str]:
-        """Everything by which a reward may name one of these episodes."""
-        found = set(ids)
-        with self.db.read() as connection:
-            for some in chunks(ids):
-                query = sa.select(aliases.c.alias).where(aliases.c.episode_id.in_(some))
-                found.update(connection.execute(query).scalars())
-        return found
 
     def judgements(self, ids: Sequence[str]) -> Iterator[Reward]:
         """All rewards of these episodes, the replaced ones too."""
@@ -252,55 +234,8 @@ class ForgetTable:
                 connection.execute(aliases.delete().where(aliases.c.alias.in_(some)))
                 connection.execute(lesson_sources.delete().where(lesson_sources.c.episode_id.in_(some)))
                 counts["episodes"] += connection.execute(episodes.delete().where(episodes.c.id.in_(some))).rowcount
-        self.erase_names()
+        erase_orphans(self.db)
         return counts
-
-    def erase_names(self) -> None:
-        """Remove the names of episodes that are gone: they have no index of their own, which each run would pay for."""
-        orphan = ~sa.exists().where(episodes.c.id == aliases.c.episode_id)
-        for first, last in pairwise(["", *NAME_STARTS, None]):
-            here = [aliases.c.alias >= first] + ([] if last is None else [aliases.c.alias < last])
-            with self.db.write() as connection:  # a part at a time, so that others can write in between
-                connection.execute(aliases.delete().where(*here, orphan))
-
-    def finish(self, action: str, body: Mapping[str, Any], *, rebuild: bool) -> None:
-        """The end of a purge: no error text that may quote, no empty namespace, an entry in the audit.
-
-        Args:
-            action: What was done.
-            body: Counts and kinds, no content.
-            rebuild: Whether every store is to be built anew.
-        """
-        with self.db.write() as connection:
-            connection.execute(counters.update().values(last=""))
-            self._drop_empty(connection)
-            if rebuild:
-                self._renew(connection)
-            self._note(connection, action, body)
-
-    def restored(self, seen: int, body: Mapping[str, Any]) -> None:
-        """After a restore: no process may take what it read before for what is here now.
-
-        Args:
-            seen: The highest revision of a namespace that one may have seen.
-            body: For the audit.
-        """
-        with self.db.write() as connection:
-            connection.execute(namespaces.update().values(revision=namespaces.c.revision + seen + 1))
-            floor = self.lessons.floor(connection) + seen + 1
-            connection.execute(self.db.upsert(meta, key=FLOOR, value=str(floor)))
-            self._renew(connection)
-            self._note(connection, "restore", body)
-
-    def audit(self, limit: int | None = None) -> tuple[AuditEntry, ...]:
-        """What was done to the ledger as a whole, the newest first."""
-        query = sa.select(audit.c.at, audit.c.action, audit.c.body).order_by(audit.c.seq.desc()).limit(limit)
-        with self.db.read() as connection:
-            rows = connection.execute(query).all()
-        return tuple(
-            AuditEntry(at=datetime.fromtimestamp(row.at, UTC), action=row.action, details=json.loads(row.body))
-            for row in rows
-        )
 
     def holding(self, words: Sequence[str]) -> list[tuple[str, str]]:
         """Where one of these words, and not a longer one that begins or ends with it, still stands: (place, word)."""
@@ -322,25 +257,6 @@ class ForgetTable:
             if vacuum:
                 connection.exec_driver_sql("VACUUM")
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
-
-    def _drop_empty(self, connection: sa.Connection) -> None:
-        """Forget the names of namespaces in which nothing is left; a revision that has been is never used again."""
-        key, value = namespaces.c.namespace, sa.func.max(namespaces.c.revision)
-        empty = ~sa.exists().where(lessons.c.namespace == key)
-        if (last := connection.execute(sa.select(value).where(empty)).scalar()) is not None:
-            self.db.changing(connection)
-            floor = max(last, self.lessons.floor(connection))
-            connection.execute(self.db.upsert(meta, key=FLOOR, value=str(floor)))
-            connection.execute(namespaces.delete().where(empty))
-        nothing = ~sa.exists().where(episodes.c.namespace == work.c.namespace)
-        connection.execute(work.delete().where(nothing))
-
-    def _renew(self, connection: sa.Connection) -> None:
-        self.db.changing(connection)
-        connection.execute(self.db.upsert(meta, key="generation", value=uuid4().hex))
-
-    def _note(self, connection: sa.Connection, action: str, body: Mapping[str, Any]) -> None:
-        connection.execute(audit.insert().values(at=time.time(), action=action, body=json.dumps(body)))
 
 
 def chunks(items: Sequence[Any], size: int = CHUNK) -> Iterator[Sequence[Any]]:

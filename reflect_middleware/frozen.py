@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from reflect_middleware.advice import Finding
 from reflect_middleware.core import Core
 from reflect_middleware.errors import (
     FrozenError,
     LessonNotFoundError,
 )
 from reflect_middleware.finder import WARM_UP_SECONDS, Finder
+from reflect_middleware.finding import Finding
 from reflect_middleware.freezing import Shelf
 from reflect_middleware.keeper import Keeper
 from reflect_middleware.lesson_file import in_order

@@ -63,7 +63,7 @@ def _given(core: Core, target: Any, thread_id: str | None, namespace: Namespace 
 
     if thread_id is not None:
         return Given(reward=reward, thread_id=thread_id, namespace=namespace)
-    known = None if target is None else core.keeper.result(target)
+    known = None if target is None else core.keeper.lately.result(target)
     names = tuple(names_of(target)) if known is None and target is not None else (known,) if known else ()
     if not names:
         raise TargetError(NO_TARGET)
@@ -80,7 +80,7 @@ def _found(core: Core, target: Any, thread_id: str | None, namespace: Namespace 
         return [latest]
     if target is None:
         raise TargetError(NO_TARGET)
-    if (known := core.keeper.result(target)) is not None:
+    if (known := core.keeper.lately.result(target)) is not None:
         return [known]
     for name in names_of(target):
         found = core.parts.ledger.episodes.resolve(name)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from reflect_middleware.counters import Count
 from reflect_middleware.database import Database
@@ -116,8 +115,7 @@ class HealthTable:
 
     def __init__(self, database: Database) -> None:
         self.db = database
-        maker = sqlite.insert if database.is_sqlite else postgresql.insert
-        added = maker(counters)
+        added = database.insertion(counters)
         last = sa.case((added.excluded.last == "", counters.c.last), else_=added.excluded.last)
         self._add = added.on_conflict_do_update(
             index_elements=[counters.c.name],

@@ -1,22 +1,22 @@
-"""Keeping what a run did: its record, what its reward callable says, and which result belongs to it."""
+"""Keeping what a run did: its record, and what its reward callable says."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from reflect_middleware.decisions import PREFIX, asked_in, numbered, rewards_of
 from reflect_middleware.due import counts, lot
 from reflect_middleware.lanes import Lane
+from reflect_middleware.lately import Lately
 from reflect_middleware.outage import Outage
-from reflect_middleware.overhear import heard, seen
-from reflect_middleware.reward import call, rewards_in
-from reflect_middleware.session import Plan, Session
+from reflect_middleware.overhear import decided, heard, seen
+from reflect_middleware.reward import call
+from reflect_middleware.session import Session
 from reflect_middleware.telemetry import evaluated, remember
 from reflect_middleware.types import Episode, EpisodeStatus, Namespace, Reward, now
 from reflect_middleware.watchdog import OvertakenError
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from reflect_middleware.spool import Item, Run
 
 T = TypeVar("T")
-RESULTS = 64
-"""Of how many latest runs the result object itself is known."""
-ATTEMPTS = 1_000
-"""Most failed runs of nodes that are remembered in case a RetryPolicy runs them again."""
+UNASKED = 1_000
+"""Of how many runs that wait in the spool the reward callable is remembered."""
 
 
 class Keeper:
@@ -54,20 +52,17 @@ class Keeper:
     def _start(self) -> None:
         self.overdue: Future[Any] | None = None
         """A commit that a run has stopped waiting for; until it is done no other run waits."""
+        self.lately = Lately()
         self._lock = threading.RLock()  # a garbage collection inside the lock may end an abandoned run
         self._unasked: OrderedDict[str, tuple[Callable[..., Any], float]] = OrderedDict()
         """Of runs that wait in the spool as the rest of an episode: their reward callable, and when they ended."""
-        self._results: OrderedDict[int, tuple[Any, str]] = OrderedDict()
-        self._failed: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
 
     def finish(self, session: Session, status: EpisodeStatus, error: BaseException | None) -> Future[Any] | None:
         """Queue a run's record; what depends on it follows on other threads. None if there is nothing to wait for."""
         if not session.plan.learn:
             return None
-        self._remember(session)
+        self.lately.note(session, status)
         remember(session.episode_id, session.span_context)
-        if status == "failed" and session.plan.execution:
-            self._note_attempt(session)
         ended = now()
         done = self.writer.submit(lambda: self._write(session, status, error, ended))
         if self.core.options.run == "inline":
@@ -80,24 +75,6 @@ class Keeper:
         """Whether this is inside of a reflection or a reward callable, which others wait for: it waits for none."""
         parts = self.core.parts
         return self.judge.within or (parts.opened("learner") and parts.learner.lane.within)
-
-    def result(self, given: Any) -> str | None:
-        """The episode whose run gave exactly this object."""
-        with self._lock:
-            held = self._results.get(id(given))
-        return held[1] if held is not None and held[0] is given else None
-
-    def failed_attempt(self, plan: Plan) -> str:
-        """The failed episode of which this run is another attempt; empty for none."""
-        key = (*plan.execution, plan.task)
-        if not plan.execution or key not in self._failed:
-            return ""
-        with self._lock:
-            attempt, episode_id = self._failed.get(key, (plan.attempt, ""))
-            if attempt == plan.attempt:
-                return ""
-            self._failed.pop(key, None)  # one run goes on with it
-            return episode_id
 
     def cleaned(self, reward: Reward) -> Reward:
         """A reward with its words redacted."""
@@ -182,7 +159,7 @@ class Keeper:
         elif run.part and fn is not None and status != "interrupted":
             with self._lock:
                 self._unasked[episode.id] = fn, ended.timestamp()
-                while len(self._unasked) > ATTEMPTS:
+                while len(self._unasked) > UNASKED:
                     self._unasked.popitem(last=False)
         return episode
 
@@ -203,7 +180,7 @@ class Keeper:
         record = self._rendered(session, status, error, ended, earlier)
         if earlier is None:
             return record
-        return replace(record, rewards=(*record.rewards, *self.decided(earlier, plan.resume)))
+        return replace(record, rewards=(*record.rewards, *decided(self.core, earlier, plan.resume)))
 
     def _rendered(
         self,
@@ -231,22 +208,6 @@ class Keeper:
             measured=slot is not None and slot.measured,
             heard=() if earlier else heard(self.core, session.plan),
         )
-
-    def decided(self, earlier: Episode, resume: tuple[Any, ...] | None) -> tuple[Reward, ...]:
-        """The reviewer's decisions with which an interrupted run went on."""
-        if not resume or resume[0] is None:
-            return ()
-        asked, custom = asked_in(earlier), self.core.options.decision
-        try:
-            if custom is None:
-                found = rewards_of(asked, resume[0])
-            else:
-                answer = custom([value for _, value in asked], resume[0])
-                found = rewards_in(answer, source="user", key=f"{PREFIX}custom")
-            return numbered([self.cleaned(reward) for reward in found], earlier.rewards)
-        except Exception as error:  # noqa: BLE001 - the user's callables
-            self.core.failed("decision", error)
-            return ()
 
     def _earlier(self, session: Session) -> Episode | None:
         from reflect_middleware.replay import usable
@@ -324,29 +285,3 @@ class Keeper:
             self.core.parts.learner.run_due_and_wait(namespace)
         else:
             self.outage.missed(namespace)
-
-    def _note_attempt(self, session: Session) -> None:
-        plan = session.plan
-        with self._lock:
-            self._failed[*plan.execution, plan.task] = (plan.attempt, session.episode_id)
-            while len(self._failed) > ATTEMPTS:
-                self._failed.popitem(last=False)
-
-    def _remember(self, session: Session) -> None:
-        result = _result_of(session.last)
-        session.last = None
-        if result is None or isinstance(result, (str, int, float, bool)):
-            return
-        with self._lock:
-            self._results[id(result)] = (result, session.episode_id)
-            while len(self._results) > RESULTS:
-                self._results.popitem(last=False)
-
-
-def _result_of(chunk: Any) -> Any:
-    """The state in a `values` chunk of any stream form: plain, (mode, state), (namespace, mode, state), or a part."""
-    if isinstance(chunk, tuple) and chunk:
-        return chunk[-1]
-    if isinstance(chunk, Mapping) and set(chunk) >= {"type", "ns", "data"}:
-        return chunk["data"]
-    return chunk

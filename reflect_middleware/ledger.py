@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reflect_middleware.audit_table import AuditTable
 from reflect_middleware.database import Database
 from reflect_middleware.embedders_table import EmbedderTable
 from reflect_middleware.episodes_table import EpisodeTable
@@ -32,6 +33,7 @@ class Ledger:
         self.practice = PracticeTable(self.database)
         self.retention = RetentionTable(self.database)
         self.forget = ForgetTable(self.database, self.lessons)
+        self.audit = AuditTable(self.database, self.lessons)
         self.work = WorkTable(self.database)
         self.health = HealthTable(self.database)
         self.embedders = EmbedderTable(self.database)

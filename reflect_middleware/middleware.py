@@ -20,9 +20,10 @@ from typing_extensions import TypedDict
 from reflect_middleware import boundary
 from reflect_middleware.boundary import active
 from reflect_middleware.core import Core
+from reflect_middleware.presence import Presence, Started
 from reflect_middleware.private import CHECKPOINT_NS, RESUMING
 from reflect_middleware.session import Session, Spec
-from reflect_middleware.watch import Presence, Started, parent_here, watch
+from reflect_middleware.watch import parent_here, watch
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ class ReflectMiddleware(AgentMiddleware[Any, Any, Any]):
             await session.aprepare()
         return await handler(_with_lessons(request, session))
 
-    def safely(self, work: Callable[[], Any]) -> None:
-        """Run work of ours in the user's run; a failure is noted, not raised."""
-        self._core.safely("begin", work)
+    def arrived(self, presence: Presence) -> None:
+        """A run of its agent starts."""
+        self._core.safely("begin", lambda: self._watch.arrived(presence))
 
     def wants(self, run_id: UUID) -> bool:
         """Whether `wrap` does not look after this run already."""

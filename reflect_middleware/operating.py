@@ -104,7 +104,7 @@ class Operating:
 
     def audit(self, limit: int | None = 100) -> tuple[AuditEntry, ...]:
         """What was purged, dropped by retention and restored, the newest first: when and how much, no content."""
-        return self._open().parts.ledger.forget.audit(limit)
+        return self._open().parts.ledger.audit.entries(limit)
 
     # Async twins.
 

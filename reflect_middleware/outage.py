@@ -7,20 +7,18 @@ order, new runs go to the ledger, and whatever concerns an earlier run queues up
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from reflect_middleware.errors import LedgerError, LedgerValueError, TargetError
+from reflect_middleware.drain import Drain
+from reflect_middleware.errors import LedgerError, LedgerValueError
 from reflect_middleware.lanes import Lane
-from reflect_middleware.overhear import seen
 from reflect_middleware.types import Episode, Namespace
 from reflect_middleware.watchdog import HANG_SECONDS, OvertakenError, Watchdog
 
@@ -68,7 +66,7 @@ class Outage:
         self._round: Future[bool] = Future()
         self._state: Literal["up", "draining", "down"] = "up"
         self._recovering = self._stopped = self._looked = self._used = False
-        self._refused: set[int] = set()
+        self._drain = Drain(self.core, self._written)
         self._touched: set[Namespace] = set()
         self._pause, self._up_since = PAUSES[0], time.monotonic()
         self.unreachable = False
@@ -78,11 +76,11 @@ class Outage:
     def spool(self) -> Spool:
         """What waits. Its file is made when something has to wait for the first time."""
         if (made := self._spool) is None:
-            from reflect_middleware.spool import Spool
+            from reflect_middleware.spool import Spool, name_of
 
             options = self.core.options
             embedded = options.ledger_url == f"sqlite:///{options.path / 'ledger.db'}"
-            name, fsync = "" if embedded else _name(options.ledger_url), options.durability == "fsync"
+            name, fsync = "" if embedded else name_of(options.ledger_url), options.durability == "fsync"
             made = Spool(options.path / SPOOL, name, fsync=fsync, dropped=self._dropped)
             with self._lock:
                 made = self._spool = self._spool or made
@@ -119,7 +117,7 @@ class Outage:
         except OvertakenError:
             raise
         except LedgerError as error:
-            if own_fault(error) or not (always or error.temporary):
+            if isinstance(error, LedgerValueError) or not (always or error.temporary):
                 raise
             self.lost(error)
             return aside()
@@ -203,7 +201,7 @@ class Outage:
     def _start(self) -> None:
         if not self._recovering and not self._stopped:
             self._recovering = True
-            self._refused.clear()
+            self._drain = Drain(self.core, self._written)
             try:
                 self.lane.submit(self._recover)
             except RuntimeError:  # the interpreter is ending, and no thread begins any more
@@ -235,7 +233,7 @@ class Outage:
             with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
                 database.probe()
                 database.renew_connections(HANG_SECONDS)
-            self._drain(instead)
+            self._drain.run(self.spool, lambda: self._entry(instead))
             self._answers()
         except OvertakenError:
             raise
@@ -253,50 +251,25 @@ class Outage:
         """The spool is drained: back to normal, unless something has come in between."""
         with self._lock:
             self._state, self._recovering, self._up_since = "up", False, time.monotonic()
-            if self._wake.is_set() or any(entry.seq not in self._refused for entry in self.spool.entries()):
+            if self._wake.is_set() or not self._drain.done(self.spool):
                 self._state, self._recovering = "draining", True
                 return False
         self._catch_up()
         return True
 
-    def _drain(self, instead: Callable[[], Any]) -> None:
-        """Write what waits, the oldest first. What the ledger refuses by its content stays until the next start.
+    @contextlib.contextmanager
+    def _entry(self, instead: Callable[[], Any]) -> Iterator[None]:
+        """Around the work on each entry that waits."""
+        with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
+            yield
+        self._answers()
 
-        Raises:
-            LedgerError: If the ledger is away again.
-        """
-        refused: set[str] = set()
-        written = 0
-        for entry in self.spool.entries():
-            if entry.seq in self._refused or entry.target in refused:
-                continue
-            try:
-                with self.watchdog.over(self.lane, instead, ATTEMPT_SECONDS):
-                    self._write(entry)
-                self._answers()
-                written += 1
-            except Exception as error:
-                if isinstance(error, LedgerError) and not own_fault(error):
-                    raise
-                self.core.failed("spool", error)
-                self._refused.add(entry.seq)
-                refused.add(entry.target)
-        if written:
-            logger.warning("reflect: the ledger is back: %d entries of the spool were written", written)
+    def _written(self, entry: Entry, episodes: Iterable[Episode]) -> None:
+        from reflect_middleware.spool import Run
 
-    def _write(self, entry: Entry) -> None:
-        from reflect_middleware import spool
-        from reflect_middleware.replay import write
-
-        try:
-            episodes = write(self.core.parts.ledger, entry, self.core.keeper.decided, partial(seen, self.core))
-        except TargetError as error:  # no later attempt knows better
-            self.core.failed("reward", error)
-            episodes = ()
-        self.spool.done(entry)
         for episode in episodes:
             self._touched.add(episode.namespace)
-            if entry.kind == "run" and isinstance(run := entry.item, spool.Run):
+            if entry.kind == "run" and isinstance(run := entry.item, Run):
                 self.drained(run, episode)
 
     def _catch_up(self) -> None:
@@ -322,13 +295,3 @@ class Outage:
     def _dropped(self, number: int, where: str) -> None:
         logger.error("reflect: %s is full: its %d oldest entries are lost; the ledger is still away", where, number)
         self.core.failed("spool full", LedgerError(f"{number} of the oldest entries were dropped from {where}"))
-
-
-def own_fault(error: LedgerError) -> bool:
-    """Whether the ledger refuses what it is given, so that waiting does not help."""
-    return isinstance(error, LedgerValueError)
-
-
-def _name(url: str) -> str:
-    """A ledger's name in the spool: it tells no password, and a new password changes nothing."""
-    return hashlib.sha256(re.sub(r"//[^/@]*@", "//", url).encode()).hexdigest()[:16]

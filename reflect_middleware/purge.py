@@ -18,6 +18,7 @@ from reflect_middleware.errors import ConfigurationError, ReflectError
 from reflect_middleware.filling import clear_folder, folder_of, outdated
 from reflect_middleware.forget_table import Criteria
 from reflect_middleware.ledger import Ledger
+from reflect_middleware.names_table import names_of
 from reflect_middleware.outage import SPOOL
 from reflect_middleware.registry import STORES, installed
 from reflect_middleware.types import Frozen, Namespace
@@ -126,7 +127,7 @@ class Purge:
             spooled = self._spool(ledger)
             tally = erase(ledger, self.wanted)
             tally.ids += spooled
-            ledger.forget.finish("purge", self._entry(tally, len(spooled)), rebuild=bool(tally.erased))
+            ledger.audit.purged(self._entry(tally, len(spooled)), rebuild=bool(tally.erased))
             self._compact(ledger, tally)
             backups = self._backups(tally)
             self._stores(tally)
@@ -185,7 +186,7 @@ class Purge:
             with _ledger(f"sqlite:///{file}") as old:
                 also = erase(old, self.wanted)
                 more = erase(old, Criteria(ids=tuple(tally.ids))) if tally.ids else Tally()
-                old.forget.finish("purge", {"by": self.wanted.kinds}, rebuild=False)
+                old.audit.purged({"by": self.wanted.kinds}, rebuild=False)
                 old.forget.compact(vacuum=True)
                 for place, word in old.forget.holding(_needles(also, self.wanted)[1]):
                     self._note_left(f"{file}: {place}", word, also)
@@ -211,7 +212,7 @@ class Purge:
         outage = self.core.keeper.outage
         if not (self.path / SPOOL).is_file() and not outage.waiting().count:
             return ()
-        names = ledger.forget.names(ledger.forget.wanted(self.wanted))
+        names = names_of(ledger.database, ledger.forget.wanted(self.wanted))
         try:
             return outage.spool.purge(lambda record: self.wanted.fits(record.episode), names)
         except (OSError, sqlite3.Error) as error:

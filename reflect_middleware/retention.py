@@ -87,7 +87,7 @@ class Housekeeper:
         counts["reflections"] = sum(table.empty_reflections(cutoff) for cutoff in cutoffs)
         table.forget_stale_rewards()
         if any(counts.values()):
-            table.note(counts)
+            self.core.parts.ledger.audit.dropped(counts)
             self._names()
         return counts
 
@@ -111,6 +111,8 @@ class Housekeeper:
         return dropped
 
     def _names(self) -> None:
+        from reflect_middleware.names_table import erase_orphans
+
         if time.monotonic() >= self._names_next:
             self._names_next = time.monotonic() + NAMES_SECONDS
-            self.core.parts.ledger.forget.erase_names()
+            erase_orphans(self.core.parts.ledger.database)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +11,7 @@ import sqlalchemy as sa
 from reflect_middleware.database import Database
 from reflect_middleware.namespaces import from_key
 from reflect_middleware.rewards_table import WAITING_SECONDS
-from reflect_middleware.schema import audit, dead, episodes, exposures, lesson_sources, meta, reflections, rewards
+from reflect_middleware.schema import dead, episodes, exposures, lesson_sources, meta, reflections, rewards
 from reflect_middleware.types import Episode, ReflectionRecord
 
 SOME = 200
@@ -108,20 +106,6 @@ class RetentionTable:
         with self.db.write() as connection:
             stale = rewards.c.waiting & (rewards.c.at < time.time() - WAITING_SECONDS)
             connection.execute(rewards.delete().where(stale))
-
-    def note(self, counts: Mapping[str, int]) -> None:
-        """Add to the audit's entry of today, so that it has one a day."""
-        day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
-        with self.db.write() as connection:
-            query = sa.select(audit.c.seq, audit.c.body).where(audit.c.action == "retention", audit.c.at >= day)
-            body: dict[str, Any] = dict(counts)
-            if (row := connection.execute(query.order_by(audit.c.seq.desc()).limit(1)).first()) is None:
-                connection.execute(audit.insert().values(at=time.time(), action="retention", body=json.dumps(body)))
-                return
-            earlier = json.loads(row.body)
-            total = {name: earlier.get(name, 0) + count for name, count in body.items()}
-            mine = audit.update().where(audit.c.seq == row.seq)
-            connection.execute(mine.values(at=time.time(), body=json.dumps(total)))
 
 
 def _name_only(row: Any) -> str:

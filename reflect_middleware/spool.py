@@ -1,13 +1,15 @@
 """What waits while the ledger cannot be written: records of runs, rewards and marks, in order, in a bounded local file.
 
 The file is `spool.db` in the Reflection's folder, shared by all processes of that path. What waits there is written to
-the ledger by `outage.py`; writing it twice changes nothing, so that a kill at any point, or several processes that
+the ledger by `drain.py`; writing it twice changes nothing, so that a kill at any point, or several processes that
 drain at once, do no harm. Where the file cannot be written either, entries wait in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -258,6 +260,11 @@ def entry_of(item: Item) -> Entry:
             target = item.episode_id
     body = _adapter(kind).dump_json(_bare(item)).decode()
     return Entry(kind=kind, target=target, body=body, at=time.time())
+
+
+def name_of(url: str) -> str:
+    """A ledger's name in the spool: it tells no password, and a new password changes nothing."""
+    return hashlib.sha256(re.sub(r"//[^/@]*@", "//", url).encode()).hexdigest()[:16]
 
 
 def _bare(item: Item) -> Item:

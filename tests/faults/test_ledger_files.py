@@ -175,14 +175,14 @@ def test_what_goes_into_a_deleted_file_is_not_acknowledged(tmp_path: Path, monke
         with pytest.raises(LedgerUnavailableError, match="while something was written"), database.write():
             (tmp_path / "ledger.db").unlink()
         says(graph, "between")
-        real = database._kept
+        real = database._spare.take
 
         def deleting(engine: sa.Engine) -> Any:
             (tmp_path / "ledger.db").unlink()
             monkeypatch.undo()
             return real(engine)
 
-        monkeypatch.setattr(database, "_kept", deleting)
+        monkeypatch.setattr(database._spare, "take", deleting)
         assert says(graph, "lost and found") == "refunded"
         says(graph, "after")
         reflection.flush()
@@ -259,7 +259,7 @@ def test_a_full_disk_loses_nothing_that_waits(tmp_path: Path) -> None:
         engine = database._open()
         limit = 1
         sa.event.listen(engine, "connect", lambda c, _: c.execute(f"PRAGMA max_page_count={limit}"))
-        database._release()
+        database._spare.close()
         engine.dispose()
         answers = [says(graph, f"Refund {n} {'x' * 9_000}") for n in range(1, 9)]
         assert answers == ["refunded"] * 8
@@ -267,7 +267,7 @@ def test_a_full_disk_loses_nothing_that_waits(tmp_path: Path) -> None:
             connection.execute(database.upsert(meta, key="large", value="x" * 100_000))
         assert found.value.temporary
         limit = 1_000_000
-        database._release()
+        database._spare.close()
         engine.dispose()
         says(graph, "Refund 9")
         reflection.flush()

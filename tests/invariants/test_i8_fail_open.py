@@ -163,7 +163,7 @@ async def test_our_own_code_failing_anywhere(run: Any, monkeypatch: pytest.Monke
     from reflect_middleware import core, finder, keeper, session
 
     for owner, name in (
-        (core.Core, "_plan"),
+        (core, "planned"),
         (finder.Finder, "find"),
         (finder.Finder, "fetches"),
         (finder.Finder, "at_once"),

@@ -60,7 +60,7 @@ def test_all_is_written_or_nothing(ledger: Ledger) -> None:
 def test_a_ledger_that_is_locked_is_an_error_and_the_next_commit_goes_on(ledger: Ledger, tmp_path: Path) -> None:
     database = ledger.database
     assert written(database, "one", unless="nothing")
-    database._appending[0][1].cursor().execute("PRAGMA busy_timeout=0")
+    database._spare._held[0][1].cursor().execute("PRAGMA busy_timeout=0")
     other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(LedgerError, match="locked"):
@@ -84,7 +84,7 @@ def test_threads_that_append_at_once_do_not_share_a_connection(ledger: Ledger) -
     for thread in working:
         thread.join(30)
     assert len(ledger.episodes.find(limit=None)) == 20 * threads
-    assert len(ledger.database._appending) <= 1
+    assert len(ledger.database._spare._held) <= 1
 
 
 def test_closing_leaves_no_connection_behind(ledger: Ledger, tmp_path: Path) -> None:

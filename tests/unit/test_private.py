@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
-from reflect_middleware import core, hooks, private, record, session, testing
+from reflect_middleware import hooks, planning, private, record, session, testing
 from reflect_middleware.testing import ScriptedChatModel
 from tests.invariants.graphs import Asking, asked, asking, nested, once, said
 
@@ -138,7 +138,7 @@ def test_without_ensure_config_a_graph_is_run_to_see(
 
 @pytest.mark.parametrize("gone", ["RESUMING", "NODE", "CHECKPOINT_NS", "SOURCE"])
 def test_a_name_that_is_gone_breaks_nothing(monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
-    for module in (core, record, session):
+    for module in (planning, record, session):
         if hasattr(module, gone):
             monkeypatch.setattr(module, gone, "gone")
     with testing.reflection() as reflection:
