@@ -54,9 +54,11 @@ class Plan:
 
 
 def taught(lessons: Iterable[Lesson], episodes: Iterable[Episode] = ()) -> str:
-    """The task by which a lesson is found: that of the first lesson it grows from that has one, else of its episode."""
+    """The task by which a lesson is found: an equal part of those of the lessons it grows from, else its episode's."""
+    parents = list(dict.fromkeys(lesson.task for lesson in lessons if lesson.task))
+    part = (TASK_CHARS + 1) // max(1, len(parents)) - 1
     tasks = (" ".join(episode.task.split())[:TASK_CHARS].rstrip() for episode in episodes)
-    return next(filter(None, (*(lesson.task for lesson in lessons), *tasks)), "")
+    return " ".join(task[:part].rstrip() for task in parents) or next(filter(None, tasks), "")
 
 
 class Desk:

@@ -201,7 +201,8 @@ class Lesson(Frozen):
     task: str = ""
     """The beginning of the task that taught it, at most `TASK_CHARS` characters, by which tasks like it find it.
 
-    It is never shown in a prompt. Empty for a lesson that was written by hand.
+    A merged lesson has an equal part of each parent's. It is never shown in a prompt. Empty for a lesson that was
+    written by hand.
     """
     status: LessonStatus = "active"
     version: int = 1

@@ -422,7 +422,7 @@ def test_a_change_carries_the_vector_of_its_text():
         (change("edit", "L1", do="use whole cents"), ("the first", "the first")),
         (change("merge", "L1", "L2", when="w", do="d"), ("", "the first")),
         (change("merge", "L2", "L3", when="w", do="d"), ("", "the third")),
-        (change("merge", "L3", "L1", when="w", do="d"), ("", "the third")),
+        (change("merge", "L3", "L1", when="w", do="d"), ("", "the third the first")),
         (change("merge", "L2", "L4", when="w", do="d"), ("", "File the taxi ride")),
     ],
 )
@@ -438,6 +438,14 @@ def test_a_lesson_keeps_the_task_that_taught_it(edit: Edit, tasks: tuple[str, st
     assert made.outcomes[0].accepted
     (moved,) = (x.lesson for x in made.changes if x.lesson.status != "retired")
     assert moved.task == (tasks[1] or tasks[0])
+
+
+def test_a_merge_keeps_an_equal_part_of_each_parents_task():
+    standing = tuple(lesson(letter, task=(letter * 9 + " ") * 20) for letter in "abc")
+    made = plan(change("merge", "L1", "L2", "L3", when="w", do="d"), lessons=standing)
+    (merged,) = (x.lesson for x in made.changes if x.lesson.status != "retired")
+    assert len(merged.task) == TASK_CHARS
+    assert [merged.task.count(letter) for letter in "abc"] == [60, 60, 60]
 
 
 def test_a_task_is_cut_and_its_spaces_collapsed():
