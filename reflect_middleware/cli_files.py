@@ -30,6 +30,7 @@ Of = Annotated[ImportFormat, typer.Option("--format", help="jsonl as exported, o
 With = Annotated[LessonStatus | None, typer.Option("--status", help="Only these.  [default: active]")]
 Everything = Annotated[bool, typer.Option("--all", help="Also candidates and retired ones.")]
 Details = Annotated[bool, typer.Option("--details", help="Also when, by whom, and how often shown (jsonl).")]
+Tasks = Annotated[bool, typer.Option("--tasks/--no-tasks", help="The tasks that taught them (jsonl).")]
 Conflict = Annotated[OnConflict, typer.Option("--on-conflict", help="What was changed here and in the file.")]
 New = Annotated[LessonStatus | None, typer.Option("--status", help="Of new lessons, whatever the file says.")]
 Foreign = Annotated[bool, typer.Option("--any-namespace", help="Also lessons of other namespaces.")]
@@ -53,12 +54,15 @@ def export(
     status: With = None,
     everything: Everything = False,
     details: Details = False,
+    tasks: Tasks = True,
 ) -> None:
     """Write the lessons: to a file for reviews (the default), a page, a system prompt, or a section of AGENTS.md."""
     if everything and status is not None:
         raise ConfigurationError("--status", status, "none beside --all")
     only = None if everything else status or "active"
-    text = reflection.lessons.export(file, format=format, status=only, details=details, namespace=view.namespace)
+    text = reflection.lessons.export(
+        file, format=format, status=only, details=details, tasks=tasks, namespace=view.namespace
+    )
     if file is None:
         sys.stdout.write(text if text.endswith("\n") or not text else f"{text}\n")
     else:

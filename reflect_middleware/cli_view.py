@@ -76,6 +76,7 @@ class View:
                 "when": lesson.when,
                 "do": lesson.do,
                 "because": lesson.because,
+                "task": lesson.task,
                 "sources": ", ".join(lesson.sources) or "added by hand",
                 "held back for": ", ".join(lesson.held),
                 "shown": f"in {lesson.shown} episodes, mean reward {_reward(lesson.shown_reward)}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from reflect_middleware import nearby, telemetry, use_table
 from reflect_middleware.batch import Batch
-from reflect_middleware.clusters import clusters, consolidation_due, named
+from reflect_middleware.clusters import clusters, consolidation_due, left_alone, named
 from reflect_middleware.coverage import Shelf, Trial
 from reflect_middleware.curate import curate
 from reflect_middleware.desk import Limits, Plan
@@ -81,10 +81,10 @@ class Consolidating(Reflecting):
         vectors = self._known_vectors(active) if self.options.model is not None else {}
         waiting = {old for x in ledger.lessons.find(namespace, "candidate") for old in x.replaces}
         out = waiting.union(lesson.id for lesson, _ in faded)
-        pairs = [(x, vectors[x.id]) for x in some if x.id in vectors and x.id not in out]
+        said = self._said([x for x in some if x.id in vectors and x.id not in out])
         before = [r.consolidation for r in ledger.reflections.consolidations(namespace) if r.consolidation is not None]
         asked = {group for figures in before for group in figures.clusters}
-        return Scene(active=active, vectors=vectors, clusters=clusters(pairs, asked=asked), fading=tuple(faded))
+        return Scene(active=active, vectors=vectors, clusters=clusters(said, asked=asked), fading=tuple(faded))
 
     def consolidate(self, namespace: Namespace, owner: str, quota: Quota) -> ReflectionReport:
         """Do it, if there is anything to do. A failure changes nothing and is in the report's `error`."""
@@ -194,7 +194,7 @@ class Consolidating(Reflecting):
         """What to write, by the lessons as they are now."""
         parts, options, at = self.core.parts, self.options, now()
         batch = Batch(namespace=claim.namespace, episodes=(), lessons=tuple(scene.all_handles.values()))
-        existing, more = nearby.existing(parts, batch, vectors, parts.embedder.id) if edits else ([], {})
+        existing, more = nearby.existing(parts, batch, vectors) if edits else ([], {})
         limits = Limits(lessons=options.max_lessons)
 
         def judged(some: Sequence[Edit]) -> Plan:
@@ -215,7 +215,10 @@ class Consolidating(Reflecting):
         faded = () if options.approval == "human" else tuple(x for x, _ in still)
         shelf = Shelf(vectors=scene.vectors, trials=trials, limits=options.limits)
         merger = Merger(
-            curate=judged, vectors=self._searched(edits), shelf=shelf.without(x.id for x in faded), limits=limits
+            curate=judged,
+            vectors=self._searched(edits, scene.all_handles),
+            shelf=shelf.without(x.id for x in faded),
+            limits=limits,
         )
         for edit in edits:
             merger.take(edit, scene.cluster_of(edit))
@@ -238,11 +241,17 @@ class Consolidating(Reflecting):
         texts = [merged_text(edit) for edit in edits]
         return dict(zip(texts, self.core.parts.embedder.embed_documents(texts), strict=True)) if texts else {}
 
-    def _searched(self, edits: Sequence[Edit]) -> dict[str, Vector]:
+    def _searched(self, edits: Sequence[Edit], known: Handles) -> dict[str, Vector]:
         """The vectors by which tasks would find the merged lessons, by their text."""
-        texts = [merged_lesson(edit, Limits()).searched for edit in edits]
+        texts = [merged_lesson(edit, known, Limits()).searched for edit in edits]
         made = self.core.parts.embedder.embed_documents(texts) if texts else []
         return dict(zip(map(merged_text, edits), made, strict=True))
+
+    def _said(self, lessons: Sequence[Lesson]) -> list[tuple[Lesson, Vector]]:
+        """The lessons that may be merged, with vectors of what they say: one task may have taught many."""
+        free = [lesson for lesson in lessons if not left_alone(lesson)]
+        vectors = nearby.compared(self.core.parts, free)
+        return [(lesson, vectors[lesson.id]) for lesson in free if lesson.id in vectors]
 
     def _known_vectors(self, lessons: Sequence[Lesson]) -> dict[str, Vector]:
         import numpy as np

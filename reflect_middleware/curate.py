@@ -11,7 +11,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from reflect_middleware.alike import union, weakest
 from reflect_middleware.checks import contradicted, one_tasks_own, told_already
-from reflect_middleware.desk import Change, Desk, Limits, Plan
+from reflect_middleware.desk import Change, Desk, Limits, Plan, taught
 from reflect_middleware.evidence import episode_text, found, quoted
 from reflect_middleware.particular import Tasks
 from reflect_middleware.types import Edit, EditOutcome, Episode, Lesson, LessonStatus
@@ -193,6 +193,11 @@ class _Judge:
                 raise _RefusedError(problem, lasting=True)
         return when, do
 
+    def _task(self, case: _Case, *grown_from: Lesson) -> str:
+        """By which tasks find the lesson that a case makes or changes."""
+        read = {episode.id: episode for episode in self.batch.episodes}
+        return taught(grown_from, [read[source] for source in case.sources if source in read])
+
     def _refuse_twin(self, text: str, own: Sequence[Lesson]) -> None:
         twin = self.desk.twin(text, apart_from=own)
         if twin:
@@ -223,7 +228,8 @@ class _Judge:
         self._refuse_needless(case, when, do)
         held, own = one_tasks_own(when, do, self.batch, self.tasks)
         why = "; ".join(filter(None, ("" if case.supported else case.unsupported, own)))
-        return self._new(case, when, do, sources=case.sources, held=held), why and f"kept as a candidate: {why}"
+        new = self._new(case, when, do, task=self._task(case), sources=case.sources, held=held)
+        return new, why and f"kept as a candidate: {why}"
 
     def _confirm(self, twin: Lesson, case: _Case) -> tuple[Lesson, str]:
         """An addition that is known already: its episodes are further evidence for the standing lesson."""
@@ -234,11 +240,11 @@ class _Judge:
             raise _RefusedError(f"already known: lesson {twin.id}")
         if not case.supported:
             raise _RefusedError(f"already known: lesson {twin.id}, and {case.unsupported}")
-        reason = f"merged into lesson {twin.id}"
+        reason, task = f"merged into lesson {twin.id}", self._task(case, twin)
         if proven:
             news = {"because": case.because, "supported": True, "held": held, "status": self._promoted(twin, held)}
-            return self.desk.change(twin, sources=sources, **news), reason
-        return self.desk.change(twin, sources=sources), reason
+            return self.desk.change(twin, task=task, sources=sources, **news), reason
+        return self.desk.change(twin, task=task, sources=sources), reason
 
     def _still_held(self, lesson: Lesson, text: str) -> tuple[str, ...]:
         """The values for which a lesson waits, if it must still wait with this text."""
@@ -259,16 +265,19 @@ class _Judge:
         self._refuse_twin(f"{when}: {do}", case.lessons)
         self._refuse_needless(case, when, do, case.lessons)
         self._refuse_new_values(when, do, case.lessons)
-        held = self._still_held(old, f"{when}: {do}")
+        held, task = self._still_held(old, f"{when}: {do}"), self._task(case, old)
         if self.by_hand:
             self.desk.touched.add(old.id)
-            waiting = self._new(case, when, do, sources=sources, replaces=(old.id,), held=held, always=old.always)
+            waiting = self._new(
+                case, when, do, task=task, sources=sources, replaces=(old.id,), held=held, always=old.always
+            )
             return waiting, "waits as a candidate"
         changed = self.desk.change(
             old,
             when=when,
             do=do,
             because=case.because,
+            task=task,
             sources=sources,
             status=self._promoted(old, held),
             supported=True,
@@ -291,7 +300,8 @@ class _Judge:
             )
         sources = union(*(parent.sources for parent in parents), case.sources)
         always, replaces = any(parent.always for parent in parents), tuple(parent.id for parent in parents)
-        merged = self._new(case, when, do, sources=sources, replaces=replaces, always=always)
+        task = self._task(case, *parents)
+        merged = self._new(case, when, do, task=task, sources=sources, replaces=replaces, always=always)
         if self.by_hand:
             self.desk.touched.update(merged.replaces)
             return merged, "waits as a candidate"
@@ -314,6 +324,7 @@ class _Judge:
         when: str,
         do: str,
         *,
+        task: str,
         sources: tuple[str, ...],
         replaces: tuple[str, ...] = (),
         held: tuple[str, ...] = (),
@@ -330,6 +341,7 @@ class _Judge:
                 when=when,
                 do=do,
                 because=case.because,
+                task=task,
                 status="candidate" if waits else "active",
                 sources=sources,
                 supported=case.supported,

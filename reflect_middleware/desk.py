@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reflect_middleware.alike import alike
+from reflect_middleware.types import TASK_CHARS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from reflect_middleware.store import Vector
-    from reflect_middleware.types import EditOutcome, Lesson, Namespace
+    from reflect_middleware.types import EditOutcome, Episode, Lesson, Namespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,14 @@ class Plan:
 
     changes: tuple[Change, ...]
     outcomes: tuple[EditOutcome, ...]
+
+
+def taught(lessons: Iterable[Lesson], episodes: Iterable[Episode] = ()) -> str:
+    """The task by which a lesson is found: an equal part of those of the lessons it grows from, else its episode's."""
+    parents = list(dict.fromkeys(lesson.task for lesson in lessons if lesson.task))
+    part = (TASK_CHARS + 1) // max(1, len(parents)) - 1
+    tasks = (" ".join(episode.task.split())[:TASK_CHARS].rstrip() for episode in episodes)
+    return " ".join(task[:part].rstrip() for task in parents) or next(filter(None, tasks), "")
 
 
 class Desk:

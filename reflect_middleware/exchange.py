@@ -41,6 +41,7 @@ class Exchange(View):
         format: ExportFormat = "jsonl",
         status: LessonStatus | None = "active",
         details: bool = False,
+        tasks: bool = True,
         namespace: Namespace | None = None,
     ) -> str:
         """The lessons of a namespace as text, and as a file.
@@ -52,6 +53,8 @@ class Exchange(View):
                 `"agents.md"`: a section between two comments; in a file that has it, only the section is replaced.
             status: Only lessons with this one; None for all.
             details: With `"jsonl"`: also when and by whom a lesson was written, and how often it was shown.
+            tasks: With `"jsonl"`: also the beginning of the task that taught each lesson. Tasks like it find the
+                lesson by it; leave it out where a file must not hold what users asked.
             namespace: The Reflection's own by default.
 
         Returns:
@@ -71,7 +74,7 @@ class Exchange(View):
                 files.write(Path(path), lesson_pages.placed(section, space, files.page(Path(path))))
             return section
         if format == "jsonl":
-            text = to_jsonl(self._with_statistics(found) if details else found, details=details)
+            text = to_jsonl(self._with_statistics(found) if details else found, details=details, tasks=tasks)
         else:
             text = lesson_pages.to_markdown(found, space) if format == "markdown" else lesson_pages.to_prompt(found)
         if path is not None:

@@ -98,23 +98,28 @@ def remains(
         erased: Ids of lessons of which nothing stays.
     """
     sources = tuple(source for source in lesson.sources if source not in gone)
+    rested = any(not gone.isdisjoint(version.sources) for version in (lesson, *versions))
     own = by_hand(lesson, versions)
     only_there = said([purged]) - said([kept])
     if not own and ((lesson.sources and not sources) or only_there.repeated_in(lesson.text)):
         return None
     quoted = found(lesson.because, purged) and not found(lesson.because, kept)
     because = "" if quoted or only_there.repeated_in(lesson.because) else lesson.because
+    theirs = (rested or _begins(lesson.task, purged)) and not _begins(lesson.task, kept)
+    task = "" if theirs or only_there.repeated_in(lesson.task) else lesson.task
     replaces = tuple(old for old in lesson.replaces if old not in erased)
-    if (sources, because, replaces) == (lesson.sources, lesson.because, lesson.replaces):
+    if (sources, because, task, replaces) == (lesson.sources, lesson.because, lesson.task, lesson.replaces):
         return lesson
     supported = lesson.supported and bool(because)
-    words = {"sources": sources, "because": because, "supported": supported, "held": (), "replaces": replaces}
-    return lesson.model_copy(update={**words, "needs_review": True, "created_by": _author(lesson, versions, own=own)})
+    words = {"sources": sources, "because": because, "task": task, "replaces": replaces, "supported": supported}
+    stamp = {"held": (), "needs_review": True, "created_by": _author(lesson, versions, own=own)}
+    return lesson.model_copy(update=words | stamp)
 
 
 def told_by(version: Lesson, gone: AbstractSet[str], purged: Said) -> bool:
     """Whether an old version has to go: it names a purged episode, or repeats what one said."""
-    return not gone.isdisjoint(version.sources) or purged.repeated_in(f"{version.text}\n{version.because}")
+    words = f"{version.text}\n{version.because}\n{version.task}"
+    return not gone.isdisjoint(version.sources) or purged.repeated_in(words)
 
 
 def named_in(record: ReflectionRecord) -> set[str]:
@@ -142,6 +147,11 @@ def words_of(record: ReflectionRecord) -> Said:
     edits = [outcome.edit for outcome in record.outcomes]
     advice = said((text for edit in edits for text in (edit.do, edit.because)), whole=True)
     return advice | said(edit.when for edit in edits)
+
+
+def _begins(task: str, text: str) -> bool:
+    """Whether a lesson's task is the beginning of one that is told of here; its last word may be cut."""
+    return f" {plain(task)}" in f" {plain(text)}"
 
 
 def _bare(outcome: EditOutcome, erased: AbstractSet[str]) -> EditOutcome:

@@ -11,8 +11,8 @@ from uuid import NAMESPACE_URL, uuid5
 from reflect_middleware.lesson_file import WORDS, in_order
 from reflect_middleware.types import Frozen, Lesson, Namespace
 
-TOLD = frozenset(WORDS) - {"sources", "replaces", "status"}
-"""What makes a difference to who reads a lesson."""
+TOLD = frozenset(WORDS) - {"task", "sources", "replaces", "status"}
+"""What makes a difference to who reads a lesson: a task is never shown."""
 
 
 class LessonChange(Frozen):

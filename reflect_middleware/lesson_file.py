@@ -16,7 +16,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from reflect_middleware.errors import LessonFileError, Problem
-from reflect_middleware.types import Lesson, LessonStatus, Namespace
+from reflect_middleware.types import TASK_CHARS, Lesson, LessonStatus, Namespace
 
 MOST_BYTES = 32_000_000
 """A larger file is not read."""
@@ -31,12 +31,21 @@ ID_CHARS = 200
 PATCH_WHEN = "working on any task"
 """The situation of a lesson that was written as a free text."""
 STATUSES = ("candidate", "active", "retired")
-WORDS = ("when", "do", "because", "status", "sources", "pinned", "always", "supported", "held", "replaces")
+WORDS = ("when", "do", "because", "task", "status", "sources", "pinned", "always", "supported", "held", "replaces")
 """What a lesson says and is: a file holds it, a rollback restores it. The rest is bookkeeping."""
 DETAILS = ("needs_review", "created_by", "created_at", "updated_at", "shown", "shown_reward")
 """What a file may tell besides; reading it changes nothing."""
-USUAL = {"because": "", "pinned": False, "always": False, "supported": True, "held": [], "sources": [], "replaces": []}
-TEXTS = ("when", "do", "because")
+USUAL = {
+    "because": "",
+    "task": "",
+    "pinned": False,
+    "always": False,
+    "supported": True,
+    "held": [],
+    "sources": [],
+    "replaces": [],
+}
+TEXTS = ("when", "do", "because", "task")
 _UNSEEN = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """Characters that a reviewer would not see, or that turn what is around them: they are written as escapes."""
 
@@ -50,6 +59,8 @@ class Line:
     when: str
     do: str
     because: str = ""
+    task: str | None = None
+    """None: the line does not say, and a lesson that is here keeps its own."""
     id: str = ""
     """Empty: the words name it."""
     version: int = 0
@@ -65,7 +76,7 @@ class Line:
 
     def words(self) -> dict[str, Any]:
         """What it says of the lesson."""
-        return {name: getattr(self, name) for name in WORDS}
+        return {name: getattr(self, name) for name in WORDS if name != "task" or self.task is not None}
 
     def lesson(self, namespace: Namespace, at: datetime) -> Lesson:
         """The lesson that it makes where there is none; the lines' order becomes that of age."""
@@ -91,15 +102,16 @@ def in_order(lessons: Iterable[Lesson]) -> list[Lesson]:
     return sorted(lessons, key=lambda lesson: lesson.place)
 
 
-def to_jsonl(lessons: Iterable[Lesson], *, details: bool = False) -> str:
-    """One line for each lesson."""
-    return "".join(f"{_line(lesson, details=details)}\n" for lesson in in_order(lessons))
+def to_jsonl(lessons: Iterable[Lesson], *, details: bool = False, tasks: bool = True) -> str:
+    """One line for each lesson, with the task that taught it unless `tasks` is False."""
+    return "".join(f"{_line(lesson, details=details, tasks=tasks)}\n" for lesson in in_order(lessons))
 
 
-def _line(lesson: Lesson, *, details: bool) -> str:
+def _line(lesson: Lesson, *, details: bool, tasks: bool) -> str:
     given = lesson.model_dump(mode="json")
-    words = ("when", "do", "because", "pinned", "always", "supported", "held", "sources", "replaces")
-    said = {name: given[name] for name in words if given.get(name, USUAL.get(name)) != USUAL.get(name)}
+    words = ("when", "do", "because", "task", "pinned", "always", "supported", "held", "sources", "replaces")
+    left_out = () if tasks else ("task",)
+    said = {name: given[name] for name in words if name not in left_out and given[name] != USUAL.get(name)}
     line = {"id": lesson.id, "version": lesson.version, "status": lesson.status, **said, "namespace": lesson.namespace}
     if details:
         line |= {name: given[name] for name in DETAILS}
@@ -268,6 +280,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "when": _text(1, WHEN_CHARS),
     "do": _text(1, DO_CHARS),
     "because": _text(0, BECAUSE_CHARS),
+    "task": _text(0, TASK_CHARS),
     "pinned": (_bool, "true or false"),
     "always": (_bool, "true or false"),
     "supported": (_bool, "true or false"),

@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from reflect_middleware.alike import union
-from reflect_middleware.desk import Change, Limits, Plan
+from reflect_middleware.desk import Change, Limits, Plan, taught
 from reflect_middleware.surviving import lost
 from reflect_middleware.types import Consolidation, Edit, EditOutcome, Lesson
 
@@ -107,9 +107,10 @@ def merged_text(edit: Edit) -> str:
     return f"{edit.when}: {edit.do}"
 
 
-def merged_lesson(edit: Edit, limits: Limits) -> Lesson:
+def merged_lesson(edit: Edit, cluster: Handles, limits: Limits) -> Lesson:
     """The lesson that a prepared merge makes, as far as tasks are compared with it."""
-    return Lesson(namespace=(), when=edit.when, do=edit.do, because=edit.because[: limits.because])
+    task = taught(cluster[handle] for handle in edit.lessons if handle in cluster)
+    return Lesson(namespace=(), when=edit.when, do=edit.do, because=edit.because[: limits.because], task=task)
 
 
 def retired(lesson: Lesson, vector: Vector | None, *, by: str, at: datetime) -> Change:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from reflect_middleware.alike import telling
 from reflect_middleware.batch import COUNTED
 from reflect_middleware.errors import ReflectError
 from reflect_middleware.types import Episode, Lesson, Namespace
@@ -18,13 +19,11 @@ RELATED = 30
 """Most existing lessons shown to the reflector."""
 FEW = 400
 """So many standing lessons are all looked at: as many as the default cap allows, active ones and candidates."""
-TWINS = 10
-"""Of more, so many that are nearest to each new text are compared with it."""
+TWINS = 50
+"""Of more, so many that are nearest to each new text are compared with it: with the task that taught it in front, a
+lesson is not always among the first that its own words find."""
 OLDEST = 200
 """Of more, so many that were changed least recently may retire to make room."""
-
-NEAR = 0.5
-"""Cosine of a lesson's evidence and all with a new text, below which the two cannot say the same."""
 
 Pair = tuple[Lesson, "Vector | None"]
 
@@ -60,16 +59,13 @@ def _related(parts: Parts, namespace: Namespace, episodes: Sequence[Episode]) ->
     return tuple(ranked[:RELATED])
 
 
-def existing(
-    parts: Parts, batch: Batch, vectors: Mapping[str, Vector], embedder: str
-) -> tuple[list[Pair], dict[str, int]]:
+def existing(parts: Parts, batch: Batch, vectors: Mapping[str, Vector]) -> tuple[list[Pair], dict[str, int]]:
     """What new lessons are compared with.
 
     Args:
         parts: Ledger and index.
         batch: What the reflector was shown.
         vectors: Of the new texts. Without them, where the embedder fails, all lessons are looked at.
-        embedder: Made the vectors.
 
     Returns:
         Lessons with their vectors, and how many more stand, by status.
@@ -87,19 +83,14 @@ def existing(
         near = _standing(table.many(list(dict.fromkeys(ids))), batch.namespace)
         candidates = table.find(batch.namespace, "candidate")
         lessons = tuple({lesson.id: lesson for lesson in (*near, *candidates)}.values())
-    stored = table.vectors([lesson.id for lesson in lessons], embedder)
-    known = _compared(parts, [x for x in lessons if vectors and _near(_vector(stored.get(x.id)), vectors)])
+    wanted = {telling(text) for text in vectors}  # others cannot say the same, and need no vector
+    known = compared(parts, [lesson for lesson in lessons if telling(lesson.text) in wanted])
     more = {status: max(0, n - sum(x.status == status for x in lessons)) for status, n in numbers.items()}
     return [(lesson, known.get(lesson.id)) for lesson in lessons], more
 
 
-def _near(stored: Vector | None, vectors: Mapping[str, Vector]) -> bool:
-    """Whether a lesson may say the same as one of the new texts; one that has no vector yet may."""
-    return stored is None or any(float(stored @ vector) >= NEAR for vector in vectors.values())
-
-
-def _compared(parts: Parts, lessons: Sequence[Lesson]) -> dict[str, Vector]:
-    """The vectors by which lessons are compared: of what they say, without the evidence by which they are found."""
+def compared(parts: Parts, lessons: Sequence[Lesson]) -> dict[str, Vector]:
+    """By id, the vectors by which lessons are compared with each other: of what they say, not of how they are found."""
     try:
         made = parts.embedder.embed_documents([lesson.text for lesson in lessons]) if lessons else []
     except ReflectError as error:  # only equal words count as the same then
@@ -110,9 +101,3 @@ def _compared(parts: Parts, lessons: Sequence[Lesson]) -> dict[str, Vector]:
 
 def _standing(lessons: Sequence[Lesson], namespace: Namespace) -> list[Lesson]:
     return [lesson for lesson in lessons if lesson.namespace == namespace and lesson.status != "retired"]
-
-
-def _vector(raw: bytes | None) -> Vector | None:
-    import numpy as np
-
-    return None if raw is None else np.frombuffer(raw, dtype=np.float32)

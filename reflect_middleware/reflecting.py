@@ -170,7 +170,7 @@ class Reflecting:
         reviewed = [lesson.id for lesson in batch.lessons if lesson.needs_review]
         table, tries = self.core.parts.ledger.reflections, 0
         while True:
-            plan, tries = self._curated(claim, batch, answer, vectors, embedder), tries + 1
+            plan, tries = self._curated(claim, batch, answer, vectors), tries + 1
             plan = replace(plan, changes=self._findable(plan.changes)) if embedder else plan
             record = filled().model_copy(update={"status": "done", "outcomes": plan.outcomes})
             try:
@@ -189,10 +189,8 @@ class Reflecting:
             else:
                 return plan if done else None
 
-    def _curated(
-        self, claim: Claim, batch: Batch, answer: Answer, vectors: Mapping[str, Vector], embedder: str
-    ) -> Plan:
-        existing, more = nearby.existing(self.core.parts, batch, vectors, embedder)
+    def _curated(self, claim: Claim, batch: Batch, answer: Answer, vectors: Mapping[str, Vector]) -> Plan:
+        existing, more = nearby.existing(self.core.parts, batch, vectors)
         return curate(
             answer.edits,
             batch,

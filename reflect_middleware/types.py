@@ -19,6 +19,8 @@ EditOp = Literal["add", "edit", "merge", "retire"]
 TRUST: tuple[str, ...] = ("outcome", "user", "judge", "implicit", "self")
 """Reward sources, the most trusted first. `Episode.reward` is the mean over the first one present."""
 
+TASK_CHARS = 200
+"""Most characters that a lesson keeps of the task that taught it."""
 SEARCHED_CHARS = 120
 """Most characters of the evidence by which a lesson is found."""
 
@@ -196,6 +198,12 @@ class Lesson(Frozen):
     """The advice."""
     because: str = ""
     """The evidence, in the words of the episodes."""
+    task: str = ""
+    """The beginning of the task that taught it, at most `TASK_CHARS` characters, by which tasks like it find it.
+
+    A merged lesson has an equal part of each parent's. It is never shown in a prompt. Empty for a lesson that was
+    written by hand.
+    """
     status: LessonStatus = "active"
     version: int = 1
     """Counts every change, from 1. Old versions stay in the ledger."""
@@ -238,8 +246,8 @@ class Lesson(Frozen):
 
     @property
     def searched(self) -> str:
-        """What tasks are compared with: the advice with its evidence, whose words are those of former tasks."""
-        return f"{self.text} {self.because[:SEARCHED_CHARS]}".rstrip()
+        """What tasks are compared with: the task that taught it, in front of the advice and its evidence."""
+        return f"{self.task} {self.text} {self.because[:SEARCHED_CHARS]}".strip()
 
 
 class Task(Frozen):

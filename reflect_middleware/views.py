@@ -11,7 +11,16 @@ from reflect_middleware.desk import Change
 from reflect_middleware.errors import ConfigurationError, LessonStateError, LessonTextError, ReflectError
 from reflect_middleware.exchange import Exchange
 from reflect_middleware.lesson_file import BECAUSE_CHARS, DO_CHARS, STATUSES, WHEN_CHARS
-from reflect_middleware.types import Episode, Lesson, LessonStatus, Namespace, ReflectionRecord, Retrieved, now
+from reflect_middleware.types import (
+    TASK_CHARS,
+    Episode,
+    Lesson,
+    LessonStatus,
+    Namespace,
+    ReflectionRecord,
+    Retrieved,
+    now,
+)
 from reflect_middleware.viewing import View, twin
 
 if TYPE_CHECKING:
@@ -299,7 +308,8 @@ def checked(lesson: Lesson) -> None:
         LessonTextError: If one is empty or too long.
     """
     limits = (("when", lesson.when, WHEN_CHARS, 1), ("do", lesson.do, DO_CHARS, 1))
-    for name, text, most, least in (*limits, ("because", lesson.because, BECAUSE_CHARS, 0)):
+    more = (("because", lesson.because, BECAUSE_CHARS, 0), ("task", lesson.task, TASK_CHARS, 0))
+    for name, text, most, least in (*limits, *more):
         if not least <= len(text.strip()) <= most:
             raise LessonTextError(
                 f"{name} has {len(text.strip())} characters: {text[:60]!r}; allowed: {least} to {most}."

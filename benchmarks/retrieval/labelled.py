@@ -2,7 +2,8 @@
 
 Written for this project, by hand, before anything was measured on it. A domain is either for tuning or held out, with
 all its tasks, so that what was tuned is judged on lessons and tasks of another kind; every task is searched among the
-lessons of all domains.
+lessons of all domains. `taught.jsonl` has the task that could have taught each lesson, in the order of the lessons:
+written later, without looking at the tasks that are searched for.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reflect_middleware.types import Lesson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HERE = Path(__file__).parent
 HELD_OUT = frozenset(
@@ -65,15 +69,23 @@ def domain(name: str) -> str:
 
 
 def lessons() -> tuple[Lesson, ...]:
-    """All lessons of the set."""
-    with (HERE / "lessons.jsonl").open(encoding="utf-8") as lines:
-        return tuple(Lesson(namespace=("labelled",), **json.loads(line)) for line in lines)
+    """All lessons of the set, as if each had been learned from its task."""
+    taught = {line["id"]: line["task"] for line in _lines("taught.jsonl")}
+    return tuple(Lesson(namespace=("labelled",), task=taught[line["id"]], **line) for line in _lines("lessons.jsonl"))
+
+
+def by_hand(learned: Iterable[Lesson]) -> tuple[Lesson, ...]:
+    """The lessons as if a person had written them: no task taught them."""
+    return tuple(lesson.model_copy(update={"task": ""}) for lesson in learned)
 
 
 def tasks() -> tuple[Labelled, ...]:
     """All tasks of the set."""
-    with (HERE / "tasks.jsonl").open(encoding="utf-8") as lines:
-        return tuple(Labelled(**{**found, "fits": frozenset(found["fits"])}) for found in map(json.loads, lines))
+    return tuple(Labelled(**{**found, "fits": frozenset(found["fits"])}) for found in _lines("tasks.jsonl"))
+
+
+def _lines(name: str) -> list[Any]:
+    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
 
 
 def telling(text: str) -> frozenset[str]:

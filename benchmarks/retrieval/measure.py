@@ -121,5 +121,11 @@ def best_floor(ranked: Ranked, top_k: int) -> float:
     return round(max(kept, default=0.0) - STEP, 2) if kept else -1.0
 
 
+def chosen(*ranked: Ranked) -> tuple[int, float]:
+    """The `top_k` and the floor that serve all of these: the largest and the lowest of those that suit each."""
+    top_k = max(map(best_top_k, ranked))
+    return top_k, min(best_floor(x, top_k) for x in ranked)
+
+
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else 0.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reflect_middleware import testing
-from reflect_middleware.clusters import NEAR_CAP
+from reflect_middleware.clusters import NEAR_CAP, clusters
 from reflect_middleware.desk import Change
 from reflect_middleware.due import day_of
 from reflect_middleware.errors import LessonStateError
@@ -254,6 +254,27 @@ def test_pinned_and_handwritten_lessons_are_left_alone(tmp_path: Path) -> None:
     assert {lesson.id for lesson in reflection.lessons.list(status="active")} == {red.id, blue.id, own.id}
 
 
+def test_one_task_that_taught_many_makes_them_no_relatives(make: Maker) -> None:
+    """Lessons are found by their task, and compared by what they say."""
+    matters = (("greeting somebody", "say hello first"), ("closing a ticket", "write down the cause"))
+    known = {"op": "add", "episodes": ["E1"], "because": "move the red box"}
+    reply = json.dumps({"edits": [{**known, "when": when, "do": do} for when, do in matters]})
+    reflection = make(testing.ScriptedChatModel(lambda _: reply), every=1, consolidate_every=None)
+    reflection.wrap(agent()).invoke({"messages": [("user", "move the red box to the north wall")]})
+    one, other = reflection.lessons.list(status="active")
+    assert one.task == other.task == "move the red box to the north wall"
+    found_by = reflection._core.parts.embedder.embed_documents([one.searched, other.searched])
+    assert clusters(list(zip((one, other), found_by, strict=True))) == ((one, other),), "or the task glues nothing here"
+    assert reflection.consolidate().reflections == ()
+
+
+def test_a_merged_lesson_is_found_by_the_tasks_of_its_parents(make: Maker) -> None:
+    reflection = learned(make)
+    reflection.consolidate()
+    (merged,) = reflection.lessons.list(status="active")
+    assert merged.task == "move the red box move the blue box move the green box"
+
+
 def test_the_days_tokens_bound_it(make: Maker) -> None:
     reflection = learned(make, daily_tokens=1_000_000)
     with reflection._core.parts.ledger.database.write() as connection:
@@ -267,7 +288,7 @@ def test_what_no_task_calls_for_fades(make: Maker, monkeypatch: pytest.MonkeyPat
     graph = reflection.wrap(agent())
     monkeypatch.setattr("reflect_middleware.fading.EPISODES", 2)
     for _ in range(2):
-        graph.invoke({"messages": [("user", "moving a red box: grip the red box with force 3")]})
+        graph.invoke({"messages": [("user", reflection.lessons.list()[0].searched)]})
     later = now() + timedelta(days=DAYS)
     monkeypatch.setattr("reflect_middleware.consolidating.now", lambda: later)
     used = {x.lesson_id for e in reflection.episodes.list(limit=2) for x in e.exposures}
@@ -294,7 +315,9 @@ def test_a_purged_source_leaves_the_merged_lesson_with_the_others(make: Maker) -
     (merged,) = reflection.lessons.list(status="active")
     report = reflection.episodes.purge(merged.sources[0])
     assert report.complete, report.left
-    assert set(reflection.lessons.get(merged.id).sources) == set(merged.sources[1:])
+    left = reflection.lessons.get(merged.id)
+    assert set(left.sources) == set(merged.sources[1:])
+    assert (merged.task != "", left.task) == (True, "")
 
 
 def test_a_lesson_that_changes_while_the_model_thinks_stays_as_it_is(tmp_path: Path) -> None:

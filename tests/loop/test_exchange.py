@@ -71,11 +71,33 @@ def test_what_learning_brought_keeps_its_sources_and_is_no_persons_word(make: Ma
     fresh.lessons.import_(learned.lessons.export())
     (copy,) = fresh.lessons.list()
     assert (copy.id, copy.sources, copy.because) == (lesson.id, lesson.sources, lesson.because)
+    assert copy.task == lesson.task == "refund order 7"
     assert copy.created_by == "import"
     (edited,) = learned.lessons.import_(learned.lessons.export().replace("200", "300")).changed
     assert edited.after.do == "ask a manager above 300 EUR"
     learned.episodes.purge(lesson.sources[0])
     assert learned.lessons.list() == ()
+
+
+def test_a_file_may_go_without_the_tasks_and_takes_none_away(make: Maker) -> None:
+    reflection = make(testing.ScriptedChatModel([adding("refund order 7")]), every=1)
+    reflection.wrap(agent()).invoke({"messages": "refund order 7 of the parrot"})
+    lessons, (lesson,) = reflection.lessons, reflection.lessons.list()
+    bare = lessons.export(tasks=False)
+    assert json.loads(lessons.export()) == json.loads(bare) | {"task": lesson.task}
+    assert "task" not in lessons.export(tasks=False, details=True)
+    assert all("parrot" not in lessons.export(format=page) for page in ("markdown", "prompt", "agents.md"))
+    assert lessons.import_(bare).unchanged == (lesson.id,)
+    (edited,) = lessons.import_(bare.replace("200", "300")).changed
+    assert (edited.after.do, edited.after.task) == ("ask a manager above 300 EUR", "refund order 7 of the parrot")
+    fresh = make()
+    fresh.lessons.import_(bare)
+    assert fresh.lessons.list()[0].task == ""
+    emptied = json.dumps(json.loads(lessons.export()) | {"task": ""})
+    (change,) = lessons.import_(emptied).changed
+    assert (change.fields, change.after.task) == (("task",), "")
+    lessons.rollback(to=reflection.reflections.list()[0].id)
+    assert lessons.list()[0].task == lesson.task
 
 
 def test_an_edit_in_the_file_is_taken_over_and_history_stays(make: Maker) -> None:
@@ -162,6 +184,7 @@ HOSTILE = [
     (line(when=" ").encode(), "line 1: when of 0 characters"),
     (line(do="x" * 401).encode(), "line 1: do of 401 characters .*allowed: a text of 1 to 400"),
     (line(because="\0").encode(), "line 1: because"),
+    (line(task="x" * 201).encode(), "line 1: task of 201 characters"),
     (line(do="\ud800").encode(), "line 1: do"),
     (line(id="").encode(), "line 1: id"),
     (line(pinned="yes").encode(), "line 1: pinned is 'yes'; allowed: true or false"),

@@ -151,6 +151,28 @@ def test_a_lesson_with_other_support_loses_the_source_and_is_examined_again(make
     assert not reflection.lessons.get(lesson.id).needs_review
 
 
+@pytest.mark.parametrize("first", [ANNA, BEN])
+def test_a_lesson_loses_a_task_that_only_purged_episodes_had(make: Any, first: str) -> None:
+    both = {"episodes": ["E1", "E2"], "because": "please", "when": "refunding", "do": "be polite"}
+    reflection = make(testing.ScriptedChatModel([edits(both)]), every=2, store="exact")
+    asked = {ANNA: f"{TASK}, please", BEN: "Refund an order, please"}
+    for who in (first, BEN if first == ANNA else ANNA):
+        go(reflection, asked[who], who)
+    (lesson,) = reflection.lessons.list()
+    assert lesson.task == asked[first]
+    reflection.lessons.edit(lesson.id, pinned=True)  # so that there is an old version, and it holds the task
+    report = reflection.episodes.purge(principal=ANNA)
+    assert report.complete, report.left
+    now = reflection.lessons.get(lesson.id)
+    assert (now.do, now.task) == ("be polite", "" if first == ANNA else asked[BEN])
+    assert [version.version for version in reflection.lessons.history(lesson.id)] == [now.version]
+    table, embedder = reflection._core.parts.ledger.lessons, reflection._core.parts.embedder
+    assert table.vectors([lesson.id], embedder.id) == {}, "the old one was made of the task"
+    reflection._core.parts.index.sync(("default",))
+    assert reflection.lessons.search(now.searched)[0].similarity == pytest.approx(1.0)
+    assert found(reflection, *CANARIES) == []
+
+
 def test_what_a_person_wrote_stays_without_its_source(make: Any) -> None:
     reflection = make(testing.ScriptedChatModel([adding("canary order")]), every=1)
     go(reflection, TASK, ANNA)

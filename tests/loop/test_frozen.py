@@ -88,6 +88,19 @@ async def test_runs_get_what_they_got_where_it_was_learned(
         )
 
 
+def test_a_lesson_is_found_by_its_task(learned: Reflection, tmp_path: Path) -> None:
+    learned.lessons.import_('{"when": "an animal", "do": "call the keeper", "task": "the parrot has escaped"}')
+    given = {"messages": "the parrot has escaped"}
+    found = {}
+    for tasks in (True, False):
+        learned.lessons.export(tmp_path / "some.jsonl", tasks=tasks)
+        with Reflection.frozen(tmp_path / "some.jsonl", **SETTINGS) as frozen:
+            found[tasks] = {hit.lesson.do: hit.similarity for hit in frozen.preview(given).lessons}["call the keeper"]
+    here = {hit.lesson.do: hit.similarity for hit in learned.preview(given).lessons}["call the keeper"]
+    assert found[True] == pytest.approx(here)
+    assert found[True] > 0.5 > found[False] + 0.2
+
+
 async def test_middleware_node_and_prompt_variable(frozen: Reflection) -> None:
     from langchain.agents import create_agent
 

@@ -158,7 +158,8 @@ def test_a_fork_keeps_where_a_lesson_came_from(make: Maker) -> None:
     reflection.wrap(agent()).invoke({"messages": "refund order 7"})
     (lesson,) = reflection.lessons.list()
     (copy,) = reflection.lessons.fork(STAGING)
-    for name in ("sources", "because", "created_by", "created_at", "version"):
+    assert copy.task == "refund order 7"
+    for name in ("sources", "because", "task", "created_by", "created_at", "version"):
         assert getattr(copy, name) == getattr(lesson, name)
     reflection.episodes.purge(lesson.sources[0])
     assert reflection.lessons.list(namespace=STAGING) == ()

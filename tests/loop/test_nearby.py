@@ -7,6 +7,7 @@ import json
 import pytest
 
 from reflect_middleware import nearby
+from reflect_middleware.testing import ScriptedChatModel
 
 from .conftest import adding, agent
 
@@ -75,3 +76,18 @@ def test_a_retired_lesson_is_not_looked_at(many):
     many.lessons.retire(many.lessons.search("matter7 of kind7", 1)[0].lesson.id)
     learn(many, adding(), text="matter7 of kind7 needs a manager above 200 EUR")
     assert all(lesson.status == "active" for lesson in many.batches[0].lessons)
+
+
+@pytest.mark.parametrize("few", [400, 0])
+def test_a_twin_is_found_whatever_task_taught_it(make, monkeypatch, few):
+    monkeypatch.setattr(nearby, "FEW", few)
+    when, do = "refunding an order of a regular customer", "write down the cause, ask the desk and wait for the answer"
+    answers = [adding("please", when, do), adding("please", when, f"{do} politely")]
+    reflection = make(ScriptedChatModel(answers), every=1)
+    for task in ("please " * 40, "Refund it, please"):
+        reflection.wrap(agent()).invoke({"messages": task})
+    (lesson,) = reflection.lessons.list()
+    embedder = reflection._core.parts.embedder
+    stored, said = embedder.embed_documents([lesson.searched, lesson.text])
+    assert float(stored @ said) < 0.3, "or the task hides nothing here"
+    assert len(lesson.sources) == 2

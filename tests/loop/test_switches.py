@@ -132,6 +132,13 @@ def test_redaction_comes_before_storing_and_reflecting(make: Any) -> None:
     assert SECRET not in str(reflector.calls[0])
 
 
+def test_the_task_that_a_lesson_keeps_is_redacted(make: Any) -> None:
+    reflector = testing.ScriptedChatModel([adding("Refund to [bank]")])
+    reflection = make(reflector, every=1, redact=lambda text: text.replace(SECRET, "[bank]"))
+    reflection.wrap(agent()).invoke({"messages": f"Refund to {SECRET} at once"})
+    assert [lesson.task for lesson in reflection.lessons.list()] == ["Refund to [bank] at once"]
+
+
 def test_preview_says_what_and_why(make: Any) -> None:
     reflection = make(every=99, top_k=1, min_similarity=0.05)
     assert reflection.preview({"messages": "Refund order 1"}).reason == "no active lessons, or paused"

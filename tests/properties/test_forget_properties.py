@@ -21,6 +21,7 @@ WORDS = (
     "wants her money back before the end",
     "wants to know when the parcel will come",
 )
+TASKS = ("", PURGED[:30], PURGED[:5], KEPT[:30], KEPT, "of an episode that is no more")
 
 ids = st.lists(st.sampled_from(IDS), unique=True, max_size=4).map(tuple)
 gone_ids = st.sets(st.sampled_from(IDS), min_size=1)
@@ -36,6 +37,7 @@ def histories(draw: st.DrawFn) -> list[Lesson]:
             when=draw(st.sampled_from(["w", "x", *WORDS[:2]])),
             do=draw(st.sampled_from(WORDS)),
             because=draw(st.sampled_from(["", *WORDS])),
+            task=draw(st.sampled_from(TASKS)),
             version=version,
             sources=draw(ids),
             supported=draw(st.booleans()),
@@ -56,6 +58,10 @@ def test_no_purged_source_and_no_purged_words_stay(versions: list[Lesson], gone:
     only_there = said([PURGED]) - said([KEPT])
     assert gone.isdisjoint(stays.sources)
     assert not only_there.repeated_in(stays.because)
+    assert stays.task in {"", lesson.task}
+    assert stays.task not in TASKS[1:3]
+    rested = any(not gone.isdisjoint(version.sources) for version in versions)
+    assert (stays.task == lesson.task) == (lesson.task in {"", *TASKS[3:5], *(() if rested else TASKS[5:])})
     assert by_hand(lesson, versions) or not only_there.repeated_in(stays.text)
 
 

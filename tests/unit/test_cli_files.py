@@ -58,6 +58,14 @@ def test_export(home: Path) -> None:
     assert "none beside --all" in run("export", "--all", "--status", "active", code=1)
 
 
+def test_the_task_that_taught_a_lesson(home: Path) -> None:
+    (home / "taught.jsonl").write_text('{"id": "one", "when": "a", "do": "b", "task": "refund order 7"}')
+    run("import", "taught.jsonl")
+    assert "task: refund order 7" in run("lessons", "show", "one")
+    assert '"task": "refund order 7"' in run("export")
+    assert "refund order 7" not in run("export", "--no-tasks")
+
+
 def test_import(home: Path) -> None:
     run("export", "out.jsonl")
     assert run("import", "out.jsonl") == "0 added, 1 unchanged\n"

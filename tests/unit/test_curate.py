@@ -9,7 +9,7 @@ import pytest
 from reflect_middleware.alike import alike
 from reflect_middleware.batch import Batch
 from reflect_middleware.curate import Limits, Plan, curate, episode_text, quoted, texts_to_embed
-from reflect_middleware.types import Edit, Episode, Lesson, Reward, Step
+from reflect_middleware.types import TASK_CHARS, Edit, Episode, Lesson, Reward, Step
 
 NS = ("desk",)
 BEFORE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,6 +77,7 @@ def test_an_addition_with_its_quote_is_an_active_lesson():
         "an amount",
         do="use cents",
         because=f'the desk said "{QUOTE}"',
+        task="File the hotel",
         sources=("e-two", "e-one"),
         created_by="r-1",
         created_at=AT,
@@ -210,6 +211,7 @@ def test_an_edit_changes_what_it_names_and_keeps_the_rest():
         update={
             "do": "use whole cents",
             "because": QUOTE,
+            "task": "File the taxi ride",
             "sources": ("e-old", "e-one"),
             "version": 3,
             "updated_at": AT,
@@ -410,6 +412,49 @@ def test_a_change_carries_the_vector_of_its_text():
     assert np.array_equal(vectors["an amount: new"], UNIT[2])
     (retired,) = plan(edits[2], lessons=(standing,), existing=[(standing, UNIT[0])]).changes
     assert np.array_equal(retired.vector, UNIT[0])
+
+
+@pytest.mark.parametrize(
+    ("edit", "tasks"),
+    [
+        (add(when="an amount", do="act a"), ("the first", "")),
+        (add(when="a date", do="act b"), ("", "File the taxi ride")),
+        (change("edit", "L1", do="use whole cents"), ("the first", "the first")),
+        (change("merge", "L1", "L2", when="w", do="d"), ("", "the first")),
+        (change("merge", "L2", "L3", when="w", do="d"), ("", "the third")),
+        (change("merge", "L3", "L1", when="w", do="d"), ("", "the third the first")),
+        (change("merge", "L2", "L4", when="w", do="d"), ("", "File the taxi ride")),
+    ],
+)
+@pytest.mark.parametrize("approval", ["auto", "human"])
+def test_a_lesson_keeps_the_task_that_taught_it(edit: Edit, tasks: tuple[str, str], approval: Any):
+    standing = (
+        lesson("a", "an amount", do="act a", task="the first"),
+        lesson("b", "a date", do="act b"),
+        lesson("c", "a place", do="act c", task="the third"),
+        lesson("d", "a name", do="act d"),
+    )
+    made = plan(edit, lessons=standing, approval=approval)
+    assert made.outcomes[0].accepted
+    (moved,) = (x.lesson for x in made.changes if x.lesson.status != "retired")
+    assert moved.task == (tasks[1] or tasks[0])
+
+
+def test_a_merge_keeps_an_equal_part_of_each_parents_task():
+    standing = tuple(lesson(letter, task=(letter * 9 + " ") * 20) for letter in "abc")
+    made = plan(change("merge", "L1", "L2", "L3", when="w", do="d"), lessons=standing)
+    (merged,) = (x.lesson for x in made.changes if x.lesson.status != "retired")
+    assert len(merged.task) == TASK_CHARS
+    assert [merged.task.count(letter) for letter in "abc"] == [60, 60, 60]
+
+
+def test_a_task_is_cut_and_its_spaces_collapsed():
+    long = EPISODES[0].model_copy(update={"task": "File  the\ntaxi   " + "x" * 300})
+    batch = Batch(namespace=NS, episodes=(long,), lessons=())
+    given: Any = {"vectors": {}, "limits": Limits(), "approval": "auto", "reflection_id": "r-1", "clock": lambda: AT}
+    (made,) = curate([add()], batch, existing=[], **given).changes
+    assert made.lesson.task == "File the taxi " + "x" * (TASK_CHARS - 14)
+    assert made.lesson.searched == f"{made.lesson.task} an amount: use cents {QUOTE}"
 
 
 @pytest.mark.parametrize(
