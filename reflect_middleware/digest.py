@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from reflect_middleware.evidence import plain
 from reflect_middleware.particular import OBLIGES, Tasks
 from reflect_middleware.prompts import NOT_TOLD, TOLD
+from reflect_middleware.rollout import last_words
 
 if TYPE_CHECKING:
     from reflect_middleware.groups import Group
@@ -32,6 +33,8 @@ _HEAD = re.compile(
 )
 """What only says that something went wrong, before what it was."""
 _PART = re.compile(r"[;\n]+|(?<=[.!?])\s+")
+_CALL, _RESULT = re.compile(r"^call (\S+)", re.MULTILINE), re.compile(r"^result: (.+)", re.MULTILINE)
+"""How the output of an agent that calls its tools by itself tells of them."""
 _COMMA = re.compile(r",\s+(?:and\s+)?")
 
 
@@ -86,7 +89,7 @@ def clauses(episode: Episode) -> Iterator[str]:
             said = _HEAD.sub("", part.strip()).strip(" .")
             rules = _COMMA.split(said)
             for rule in rules if all(OBLIGES.search(rule) for rule in rules) else (said,):
-                if 1 < len(rule.split()) and len(rule) <= STATEMENT_CHARS:
+                if len(rule.split()) > 1 and len(rule) <= STATEMENT_CHARS:
                     yield rule
 
 
@@ -96,6 +99,7 @@ def _answers(episode: Episode) -> Iterator[str]:
     if episode.reward is None or episode.reward >= 1:
         return
     results = [step.output for step in episode.trajectory if step.kind == "tool" and step.output]
+    results += _RESULT.findall(last_words(episode))
     yield from (result for result in results[-1:] if len(result) <= RESULT_CHARS)
     for reward in episode.rewards:
         if reward.source not in ("implicit", "self"):
@@ -124,4 +128,5 @@ def _named(handles: Sequence[str]) -> str:
 
 
 def _tools(episode: Episode) -> set[str]:
-    return {step.name for step in episode.trajectory if step.kind == "tool" and step.name}
+    called = {step.name for step in episode.trajectory if step.kind == "tool" and step.name}
+    return called.union(_CALL.findall(last_words(episode)))

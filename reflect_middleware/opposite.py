@@ -23,6 +23,11 @@ _PAIRS = (
     *(("accept", "reject"), ("true", "false"), ("vor", "nach"), ("avant", "après")),
     *(("antes", "después"), ("mindestens", "höchstens")),
 )
+_CASE = re.compile(
+    r"\b(?:for|if|when|in case of|bei|für|falls|wenn|pour|si|para|cuando)\s+(?:(?:an?|the|any)\s+)?([^\W\d]\w+)",
+    re.IGNORECASE,
+)
+"""The case for which a piece of advice is given, inside of the advice."""
 _SIDES = {word: (number, side) for number, pair in enumerate(_PAIRS) for side, word in enumerate(pair)}
 _UP = frozenset("above over more most maximum max höchstens upto until".split())  # noqa: SIM905 - a list to read
 _DOWN = frozenset("below under less least minimum min mindestens from".split())  # noqa: SIM905 - a list to read
@@ -72,6 +77,8 @@ def _rivals(one: str, other: str) -> bool:
         return False
     if _bounds(one) != _bounds(other):  # at most 20, at least 5: both hold
         return False
+    if _cases(one).isdisjoint(_cases(other)) and _cases(one) and _cases(other):  # T41 for travel, H33 for meals
+        return False
     return _shared(_frame(one), _frame(other)) >= SAME_FRAME
 
 
@@ -79,6 +86,11 @@ def _bounds(text: str) -> tuple[bool, bool]:
     """Whether it bounds something from above, and from below."""
     words = _plain_words(text)
     return bool(words & _UP), bool(words & _DOWN)
+
+
+def _cases(text: str) -> frozenset[str]:
+    """The stems of the words that name a case."""
+    return content(" ".join(_CASE.findall(text)))
 
 
 def _plain_words(text: str) -> frozenset[str]:

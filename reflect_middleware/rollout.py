@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from reflect_middleware.types import Episode, Step
 
+_SPOKEN = {"ai": "says", "tool": "result"}
 _ROLE = re.compile(r"^(human|ai|tool|system|function): ", re.MULTILINE)
 
 
@@ -78,9 +79,32 @@ def turns(episode: Episode) -> tuple[str, str]:
 
 def last_words(episode: Episode) -> str:
     """The output as far as the trajectory does not show it already."""
-    shown = {plain(_bare(step.output)) for step in episode.trajectory}
-    rest = _without_messages(episode.output, shown)
+    shown = {key for step in episode.trajectory for key in _keys(_bare(step.output))}
+    rest = _as_told(_without_messages(episode.output, shown), {*shown, plain(episode.task)})
     return "" if plain(_bare(rest)) in shown else rest
+
+
+def _as_told(output: str, shown: set[str]) -> str:
+    """A state's messages as lines like those of steps, for agents that call their tools by themselves."""
+    state = _object(output)
+    messages = state.pop("messages", None)
+    if not messages or not isinstance(messages, list) or not all(isinstance(m, dict) and "type" in m for m in messages):
+        return output
+    lines = [line for message in messages for line in _message(message, shown)]
+    return "\n".join([*lines, *([json.dumps(state, ensure_ascii=False)] if state else [])])
+
+
+def _message(message: dict[str, Any], shown: set[str]) -> Iterable[str]:
+    """One message, without what is shown elsewhere."""
+    content, who = message.get("content", ""), message["type"]
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    if text.strip() and plain(text) not in shown:
+        yield f"{_SPOKEN.get(who, who)}: {text.strip()}"
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict):
+            given = json.dumps(call.get("args", {}), ensure_ascii=False)
+            yield f"call {call.get('name')} {'(as it said)' if not shown.isdisjoint(_keys(given)) else given}"
 
 
 def _forms_of_call(step: Step) -> Iterable[str]:

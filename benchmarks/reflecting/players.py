@@ -55,9 +55,7 @@ class Players:
 
 
 @contextlib.contextmanager
-def served(
-    base_url: str, model: str, key: str, cache: Path, *, fresh: bool, at_once: int = 1
-) -> Iterator[Players]:
+def served(base_url: str, model: str, key: str, cache: Path, *, fresh: bool, at_once: int = 1) -> Iterator[Players]:
     """A model behind an address of the OpenAI protocol; without an address the demo's local one."""
     label = model
     with contextlib.ExitStack() as stack:

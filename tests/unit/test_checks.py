@@ -23,6 +23,7 @@ OPPOSITE = [
     ("filing a travel claim", "use account T41", "filing a travel claim", "use account H33"),
     ("when filing travel claims", "use account T41", "filing the travel claim", "use the account H33"),
     ("a date", "write it as YYYYMMDD", "writing a date", "write it as DD.MM.YYYY"),
+    ("a claim", "use T41 for travel, not any other", "a claim", "use H33 for travel, not any other"),
     ("moving a box", "use a speed of at most 3", "moving a box", "use a speed of at most 5"),
     ("a timeout", "wait 5 seconds and retry", "a timeout", "wait 30 seconds and retry"),
     ("paying abroad", "pay in USD", "paying abroad", "pay in EUR"),
@@ -46,6 +47,14 @@ NOT_OPPOSITE = [
     ("an amount", "never round the amount", "an amount", "do not round the amount"),
     ("an amount", "give it in cents", "an amount", "give it in whole cents"),
     ("a claim", "use T41 for travel and H33 for meals", "a claim", "use T41 for travel"),
+    ("a claim", "use T41 for travel, not any other", "a claim", "use H33 for meals, not any other"),
+    (
+        "the zone",
+        "use DR64 for food instead of any other zone",
+        "the zone",
+        "use SD49 for glass instead of any other zone",
+    ),
+    ("the zone", "set it to DR64 if the parcel is heavy", "the zone", "set it to SD49 if a sender is new"),
     ("a refund", "check the invoice", "a refund", "check the customer"),
     ("a refund", "do not call the customer", "a refund", "ask a manager first"),
     ("never before noon", "use T41", "before noon", "use H33"),
@@ -55,13 +64,13 @@ NOT_OPPOSITE = [
 ]
 
 
-@pytest.mark.parametrize(("when", "do", "other_when", "other_do"), OPPOSITE[:13] + OPPOSITE[14:])
+@pytest.mark.parametrize(("when", "do", "other_when", "other_do"), OPPOSITE[:14] + OPPOSITE[15:])
 def test_what_cannot_both_hold_is_a_contradiction(when: str, do: str, other_when: str, other_do: str):
     assert contradict(when, do, other_when, other_do)
     assert contradict(other_when, other_do, when, do)
 
 
-@pytest.mark.parametrize(("when", "do", "other_when", "other_do"), [*NOT_OPPOSITE, OPPOSITE[13]])
+@pytest.mark.parametrize(("when", "do", "other_when", "other_do"), [*NOT_OPPOSITE, OPPOSITE[14]])
 def test_what_may_both_hold_is_none(when: str, do: str, other_when: str, other_do: str):
     assert not contradict(when, do, other_when, other_do)
     assert not contradict(other_when, other_do, when, do)
