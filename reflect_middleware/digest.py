@@ -60,7 +60,8 @@ class Statement:
 def digest(known: Mapping[str, Episode], groups: Sequence[Group]) -> list[Statement]:
     """The statements, rules first, then by how many episodes heard them.
 
-    What belongs to one task only is left out, and so is what was said to runs that went well.
+    What belongs to one task only is left out, and so is what was said to runs that went well, or to every other run
+    without being a rule: "the query was refused" tells nobody what to do.
 
     Args:
         known: The episodes of the page by their handles. One alone needs no list.
@@ -73,11 +74,12 @@ def digest(known: Mapping[str, Episode], groups: Sequence[Group]) -> list[Statem
         for clause in clauses(episode):
             told.setdefault(plain(clause), {}).setdefault(handle, clause)
     tasks = Tasks(list(known.values()))
+    unhappy = {handle for by in told.values() for handle in by}
     found = [
         Statement(text=text, told=tuple(by), apart=_apart(set(by), known, groups))
         for by in told.values()
         for text in [next(iter(by.values()))]
-        if not tasks.particular(text, "")
+        if not tasks.particular(text, "") and (len(by) < len(unhappy) or OBLIGES.search(text) or len(told) == 1)
     ]
     return sorted(found, key=lambda one: (not OBLIGES.search(one.text), -len(one.told)))[:MOST]
 

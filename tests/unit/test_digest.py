@@ -96,6 +96,12 @@ def test_what_belongs_to_one_task_only_is_left_out():
     assert lines == ["- label must be in capitals (E1, E2)"]
 
 
+def test_what_every_run_heard_and_no_rule_is_tells_nothing():
+    runs = (told(1, "The chef says no. pan must be LS47"), told(2, "The chef says no. cook must be DH16"))
+    assert listed(*runs) == ["- pan must be LS47 (E1)", "- cook must be DH16 (E2)"]
+    assert listed(told(1, "The chef says no."), told(2, "The chef says no.")) == ["- The chef says no (E1, E2)"]
+
+
 def test_one_run_has_no_list_and_a_long_list_ends():
     assert listed(told(1, "hint must be KD47")) == []
     rules = "; ".join(f"field {chr(97 + n)}{chr(97 + n)} must be in capitals" for n in range(20))
