@@ -146,7 +146,7 @@ class Reflection(Freezing, Operating, Practising):
         signals: bool | tuple[str, ...] = True,
         decision: Callable[[list[Any], Any], Any] | None = None,
         task: Callable[[Any], str] | None = None,
-        top_k: int = 5,
+        top_k: int = 8,
         token_budget: int = 600,
         count_tokens: CountTokens | None = None,
         min_similarity: float = 0.15,

@@ -239,6 +239,21 @@ def test_a_budget_of_minutes_ends_with_a_table_that_says_what_is_missing(tmp_pat
     assert [result["arm"] for result in kept["results"]] == ["no lessons", "ours"]
 
 
+def test_worlds_side_by_side_are_what_they_are_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "served", lambda *_, **__: nullcontext(players("shipping", 1)))
+    call = ["--worlds", "shipping", "--seeds", "1", "2", "--arms", "none", "ours", "--practice", "4", "--tasks", "2"]
+
+    def results(folder: str, *more: str) -> list[dict[str, object]]:
+        assert command.main([*call, "--cache", str(tmp_path / folder), *more]) == 0
+        kept = json.loads((tmp_path / folder / "results.json").read_text("utf-8"))["results"]
+        return [{name: value for name, value in result.items() if name != "seconds"} for result in kept]
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert results("two", "--at-once", "2") == results("one")  # this player knows the first seed's tasks only
+    assert len(results("one")) == 2
+
+
 def test_a_cell_that_fails_is_missing_and_the_others_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "served", lambda *_, **__: nullcontext(players("letters", 1)))
     call = ["--worlds", "shipping", "letters", "--seeds", "1", "--arms", "none", "--practice", "2", "--tasks", "2"]

@@ -1,5 +1,6 @@
 """What agents were told, each statement once."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,8 +25,7 @@ def told(number: int, *texts: str, task: str = "", tools: tuple[str, ...] = (), 
         status="completed",
         started_at=AT,
         task=task or f"Send parcel {1000 + number} to {('Rome', 'Oslo', 'Kiev', 'Bonn')[number % 4]}",
-        trajectory=tuple(steps),
-        **{"rewards": (Reward(value=0),), **fields},
+        **{"rewards": (Reward(value=0),), "trajectory": tuple(steps), **fields},
     )
 
 
@@ -81,6 +81,19 @@ def test_a_tool_that_sets_runs_of_the_same_task_apart_is_named():
     assert listed(*pair(1, "add up the first bill"), *pair(3, "add up the second bill")) == [
         "- hint must be KD47 (E1, E2, E3, E4)",
         "- the sum is wrong (E1, E3; not E2, E4, which did the same and called add_up)",
+    ]
+
+
+def test_an_agent_that_calls_its_tools_by_itself_is_read_too():
+    def alone(number: int, answer: str, *tools: str) -> Episode:
+        calls = [{"type": "ai", "content": "", "tool_calls": [{"name": name, "args": {}}]} for name in tools]
+        output = json.dumps({"messages": [*calls, {"type": "tool", "content": answer}]})
+        return told(number, task="count the letters", trajectory=(), output=output)
+
+    runs = (alone(1, "rejected: count is wrong; room must be PL33"), alone(2, "rejected: room must be PL33", "count"))
+    assert listed(*runs) == [
+        "- room must be PL33 (E1, E2)",
+        "- count is wrong (E1; not E2, which did the same and called count)",
     ]
 
 

@@ -469,6 +469,25 @@ def test_an_output_that_no_step_shows_is_kept(output: str):
     assert f"output: {output}" in fit_episode("E1", episode(1, output=output), 5_000)
 
 
+def test_messages_that_no_step_shows_stand_as_calls_and_results():
+    call = {"name": "submit", "args": {"weight": 2}, "id": "c", "type": "tool_call"}
+    messages = [
+        {"type": "human", "content": "the task"},
+        {"type": "ai", "content": "", "tool_calls": [call]},
+        {"type": "tool", "content": "rejected: in grams"},
+        {"type": "ai", "content": [{"type": "text", "text": "sorry"}]},
+    ]
+    output = json.dumps({"messages": messages, "total": 3})
+    text = fit_episode("E1", episode(1, task="the task", output=output), 5_000)
+    said = (
+        'call submit {"weight": 2}\nresult: rejected: in grams\nsays: [{"type": "text", "text": "sorry"}]\n{"total": 3}'
+    )
+    assert f"output: {said}\n" in text
+    assert text.count("the task") == 1
+    spoken = episode(1, output=output, trajectory=(Step(kind="model", output='ai: {"weight": 2.0}'),))
+    assert "output: human: the task\ncall submit (as it said)\n" in fit_episode("E1", spoken, 5_000)
+
+
 def test_the_worked_example_has_the_very_form_of_a_batch_and_its_answer_holds():
     runs = [
         ("red", "Anna", {"speed": 9, "grip": "any", "kilos": 1}, "wide"),
