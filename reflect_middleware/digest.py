@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reflect_middleware.evidence import plain
-from reflect_middleware.particular import OBLIGES, Tasks
+from reflect_middleware.particular import BOUNDS, OBLIGES, Tasks
 from reflect_middleware.prompts import NOT_TOLD, TOLD
 from reflect_middleware.rollout import last_words
 
@@ -79,9 +79,13 @@ def digest(known: Mapping[str, Episode], groups: Sequence[Group]) -> list[Statem
         Statement(text=text, told=tuple(by), apart=_apart(set(by), known, groups))
         for by in told.values()
         for text in [next(iter(by.values()))]
-        if not tasks.particular(text, "") and (len(by) < len(unhappy) or OBLIGES.search(text) or len(told) == 1)
+        if not tasks.particular(text, "") and (len(by) < len(unhappy) or _is_rule(text) or len(told) == 1)
     ]
-    return sorted(found, key=lambda one: (not OBLIGES.search(one.text), -len(one.told)))[:MOST]
+    return sorted(found, key=lambda one: (not _is_rule(one.text), -len(one.told)))[:MOST]
+
+
+def _is_rule(text: str) -> bool:
+    return bool(OBLIGES.search(text) or BOUNDS.search(text))
 
 
 def clauses(episode: Episode) -> Iterator[str]:

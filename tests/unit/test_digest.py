@@ -70,7 +70,7 @@ def test_a_comment_a_correction_and_an_error_count_praise_and_runs_that_went_wel
         told(3, "all is as it should be", rewards=(Reward(value=1, comment="very well done"),)),
         told(4, rewards=()).model_copy(update={"trajectory": (failed,)}),
     )
-    assert listed(*runs) == ["- use port 8443 only (E4)", "- it needs a stamp (E1)", "- put a stamp on it (E1)"]
+    assert listed(*runs) == ["- it needs a stamp (E1)", "- use port 8443 only (E4)", "- put a stamp on it (E1)"]
 
 
 def test_a_tool_that_sets_runs_of_the_same_task_apart_is_named():
