@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from reflect_middleware.answer import parse_answer, read_answers
 from reflect_middleware.asking import Asking, said, was_cut
 from reflect_middleware.batch import Batch
-from reflect_middleware.cases import with_case
+from reflect_middleware.cases import told_apart
 from reflect_middleware.errors import ReflectorError
 from reflect_middleware.pack import Count, Packed, approximate_tokens, pack, render
 from reflect_middleware.prompts import CUT_OFF, EXAMPLE, EXAMPLE_ANSWER, INSTRUCTIONS, RETRY, answer_schema, system_text
@@ -147,7 +147,7 @@ class ModelReflector:
         except UnusableAnswerError as error:
             error.answer = self._account(error.answer, packed, reading)
             raise
-        return self._account(replace(answer, edits=tuple(map(with_case, answer.edits))), packed, reading)
+        return self._account(replace(answer, edits=told_apart(answer.edits)), packed, reading)
 
     def _account(self, answer: Answer, packed: Packed, reading: Reading) -> Answer:
         """The answer with what the prompt lacks, and with what was asked, said and used in reading before it."""

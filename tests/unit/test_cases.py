@@ -2,8 +2,8 @@
 
 import pytest
 
-from reflect_middleware.cases import with_case
-from reflect_middleware.types import Edit
+from reflect_middleware.cases import told_apart
+from reflect_middleware.types import Edit, EditOp
 
 COMPLETED = [
     ("zone must be WF49 for glass", "filling in the zone", "use WF49", "use WF49 (for glass)"),
@@ -28,18 +28,32 @@ LEFT_ALONE = [
 ]
 
 
-@pytest.mark.parametrize(("because", "when", "do", "completed"), COMPLETED)
-def test_advice_without_its_case_gets_it_from_its_quote(because: str, when: str, do: str, completed: str):
-    assert with_case(Edit(op="add", because=because, when=when, do=do)).do == completed
+def add(because: str, when: str, do: str) -> Edit:
+    return Edit(op="add", because=because, when=when, do=do)
+
+
+def completed(because: str, when: str, do: str) -> Edit:
+    """What becomes of it beside another rule on the same situation."""
+    return told_apart([add(because, when, do), add("it must be FG18 for food", when, "use FG18 for food")])[0]
+
+
+@pytest.mark.parametrize(("because", "when", "do", "wanted"), COMPLETED)
+def test_advice_without_its_case_gets_it_from_its_quote(because: str, when: str, do: str, wanted: str):
+    assert completed(because, when, do).do == wanted
 
 
 @pytest.mark.parametrize(("because", "when", "do"), LEFT_ALONE)
 def test_other_advice_stays_as_it_is(because: str, when: str, do: str):
-    edit = Edit(op="add", because=because, when=when, do=do)
-    assert with_case(edit) is edit
+    assert completed(because, when, do) == add(because, when, do)
 
 
-def test_an_edit_that_retires_or_merges_stays_as_it_is():
-    for op in ("merge", "retire"):
-        edit = Edit(op=op, because="zone must be WF49 for glass", when="zones", do="use WF49")
-        assert with_case(edit) is edit
+@pytest.mark.parametrize(("because", "when", "do", "wanted"), COMPLETED)
+def test_advice_that_is_alone_in_its_situation_stays_as_it_is(because: str, when: str, do: str, wanted: str):
+    alone = (add(because, when, do), add("it must be FG18 for food", "something else", "use FG18"))
+    assert told_apart(alone) == alone
+
+
+@pytest.mark.parametrize("op", ["edit", "merge", "retire"])
+def test_changes_of_lessons_stay_as_they_are(op: EditOp):
+    edit = Edit(op=op, because="zone must be WF49 for glass", when="zones", do="use WF49")
+    assert told_apart([edit, edit]) == (edit, edit)
