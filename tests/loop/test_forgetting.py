@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,9 @@ ROOT = Path(__file__).parents[2]
 ANNA, BEN = "anna-4711", "ben-0815"
 TASK = "Refund the canary order CANARY-77123 of Mrs Zwetschgenbaum"
 OUTPUT = "I have refunded the amount to account DE00CANARYOUT of the lady"
-COMMENT = "no, canary comment 99887, the lady wanted a voucher instead"
+COMMENT = "no, canary comment Kirschkuchen99, the lady wanted a voucher instead"
 TOOL = "the tool says canary TOOL-55443 in a long answer of its own"
-CANARIES = (ANNA, "CANARY-77123", "Zwetschgenbaum", "DE00CANARYOUT", "99887", "TOOL-55443")
+CANARIES = (ANNA, "CANARY-77123", "Zwetschgenbaum", "DE00CANARYOUT", "Kirschkuchen99", "TOOL-55443")
 
 
 def talking(answer: str = "done") -> Any:
@@ -75,7 +76,7 @@ def test_nothing_is_left_in_any_file(tmp_path: Path, make: Any, store: str) -> N
     reflection = make(testing.ScriptedChatModel([answer, '{"edits": []}']), every=9, path=str(tmp_path), store=store)
     ids = [go(reflection, TASK, ANNA, answer=OUTPUT), go(reflection, "Paint the fence green", BEN)]
     reflection.reward(ids[0], 0.0, source="user", comment=COMMENT)
-    reflection.reward(ids[0], 0.1, source="user", comment="a canary on second thoughts: 99887")
+    reflection.reward(ids[0], 0.1, source="user", comment="a canary on second thoughts: Kirschkuchen99")
     reflection.reflect()
     reflection._core.failed("reward", ValueError(f"cannot judge {TASK!r}"))
     for _ in range(3):  # so that the store opens, and a later prompt shows the lessons
@@ -401,6 +402,9 @@ def test_a_running_process_forgets_at_its_next_run(tmp_path: Path, make: Any, st
         assert other.stdout.readline() == "ready\n"
         go(reflection, TASK, ANNA)
         shown = [next_run() for _ in range(3)]
+        until = time.monotonic() + 60
+        while store == "chroma" and not (tmp_path / "chroma" / "chroma.sqlite3").exists() and time.monotonic() < until:
+            shown.append(next_run())  # it opens its store beside its runs
         assert all("Pflaumenmus" in line for line in shown)
         report = reflection.episodes.purge(principal=ANNA)
         assert report.complete == (store == "exact"), report.left

@@ -65,7 +65,8 @@ def test_a_deleted_store_is_rebuilt_to_the_same_answers(tmp_path: Path, make: An
     first.close()
     shutil.rmtree(tmp_path / "chroma")
     second = make(path=str(tmp_path), store="chroma")
-    assert found(second, "refund order 1") == before
+    after = found(second, "refund order 1")
+    assert (after[0], sorted(after)) == (before[0], sorted(before))  # the other two are equally near
     assert inner(second).describe() == "the store"
 
 
