@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from reflect_middleware.particular import BOUNDS, OBLIGES
+from reflect_middleware.particular import is_rule
 from reflect_middleware.words import content
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from reflect_middleware.types import Edit
 
-_PART = re.compile(r"[;\n]+|(?<=[.!?])\s+")
+PART = re.compile(r"[;\n]+|(?<=[.!?])\s+")
+"""Where one statement ends and the next one begins."""
 _CASE = re.compile(
     r"\b(?:only\s+)?(?:for|if|when|unless|except|in case of|above|below|over|under|on|bei|für|falls|wenn|über|unter"
     r"|pour|si|para|cuando)\s+[^.;:,()<>\"]{2,60}$",
@@ -37,7 +38,7 @@ def told_apart(edits: Sequence[Edit]) -> tuple[Edit, ...]:
 
 
 def _with_case(edit: Edit) -> Edit:
-    rules = [part for part in _PART.split(edit.because.strip()) if OBLIGES.search(part) or BOUNDS.search(part)]
+    rules = [part for part in PART.split(edit.because.strip()) if is_rule(part)]
     if not edit.do.strip() or len(rules) != 1:
         return edit
     found = _CASE.search(rules[0].strip().rstrip(".!"))

@@ -6,12 +6,14 @@ A reader of many rollouts overlooks what stands in the middle of one. So the pag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from reflect_middleware.cases import PART
 from reflect_middleware.evidence import plain
-from reflect_middleware.particular import BOUNDS, OBLIGES, Tasks
+from reflect_middleware.particular import OBLIGES, Tasks, is_rule
 from reflect_middleware.prompts import NOT_TOLD, TOLD
 from reflect_middleware.rollout import last_words
 
@@ -32,7 +34,6 @@ _HEAD = re.compile(
     r"^(?:[\w-]*(?:error|exception|rejected|refused|failed|denied|invalid))\b[^:;]{0,30}:\s+", re.IGNORECASE
 )
 """What only says that something went wrong, before what it was."""
-_PART = re.compile(r"[;\n]+|(?<=[.!?])\s+")
 _CALL, _RESULT = re.compile(r"^call (\S+)", re.MULTILINE), re.compile(r"^result: (.+)", re.MULTILINE)
 """How the output of an agent that calls its tools by itself tells of them."""
 _COMMA = re.compile(r",\s+(?:and\s+)?")
@@ -73,25 +74,23 @@ def digest(known: Mapping[str, Episode], groups: Sequence[Group]) -> list[Statem
     for handle, episode in known.items():
         for clause in clauses(episode):
             told.setdefault(plain(clause), {}).setdefault(handle, clause)
-    tasks = Tasks(list(known.values()))
-    unhappy = {handle for by in told.values() for handle in by}
-    found = [
-        Statement(text=text, told=tuple(by), apart=_apart(set(by), known, groups))
-        for by in told.values()
-        for text in [next(iter(by.values()))]
-        if not tasks.particular(text, "") and (len(by) < len(unhappy) or _is_rule(text) or len(told) == 1)
-    ]
-    return sorted(found, key=lambda one: (not _is_rule(one.text), -len(one.told)))[:MOST]
+    tasks, unhappy = Tasks(list(known.values())), {handle for by in told.values() for handle in by}
 
+    def says_something(text: str, by: Mapping[str, str]) -> bool:
+        heard_by_all = len(by) == len(unhappy) and len(told) > 1
+        return not (heard_by_all and not is_rule(text)) and not tasks.particular(text, "")
 
-def _is_rule(text: str) -> bool:
-    return bool(OBLIGES.search(text) or BOUNDS.search(text))
+    listed = [(next(iter(by.values())), by) for by in told.values()]
+    listed.sort(key=lambda one: (not is_rule(one[0]), -len(one[1])))
+    found = islice((one for one in listed if says_something(*one)), MOST)  # of thousands of errors, few are looked at
+    tools = {handle: _tools(episode) for handle, episode in known.items()}
+    return [Statement(text=text, told=tuple(by), apart=_apart(by, tools, groups)) for text, by in found]
 
 
 def clauses(episode: Episode) -> Iterator[str]:
     """What an agent was told in a run that did not go well, in pieces that say one thing each."""
     for text in _answers(episode):
-        for part in _PART.split(text):
+        for part in PART.split(text):
             said = _HEAD.sub("", part.strip()).strip(" .")
             rules = _COMMA.split(said)
             for rule in rules if all(OBLIGES.search(rule) for rule in rules) else (said,):
@@ -112,19 +111,20 @@ def _answers(episode: Episode) -> Iterator[str]:
             yield from filter(None, (reward.comment, reward.correction))
 
 
-def _apart(told: set[str], known: Mapping[str, Episode], groups: Sequence[Group]) -> tuple[tuple[str, ...], str] | None:
+def _apart(
+    told: Collection[str], tools: Mapping[str, set[str]], groups: Sequence[Group]
+) -> tuple[tuple[str, ...], str] | None:
     """The tool that sets the runs that did not hear it apart from those of the same task that did, if one does so."""
     heard: list[str] = []
     spared: list[str] = []
     for group in groups:
         with_it = [handle for handle in group.handles if handle in told]
-        without = [handle for handle in group.handles if handle in known and handle not in told]
+        without = [handle for handle in group.handles if handle in tools and handle not in told]
         if group.same and with_it and without:
             heard += with_it
             spared += without
-    tools = [_tools(known[handle]) for handle in spared]
-    common = set.intersection(*tools) if tools else set()
-    only = common.difference(*(_tools(known[handle]) for handle in heard))
+    common = set.intersection(*(tools[handle] for handle in spared)) if spared else set()
+    only = common.difference(*(tools[handle] for handle in heard))
     return (tuple(spared), min(only)) if only else None
 
 

@@ -77,7 +77,8 @@ def _rivals(one: str, other: str) -> bool:
         return False
     if _bounds(one) != _bounds(other):  # at most 20, at least 5: both hold
         return False
-    if _cases(one).isdisjoint(_cases(other)) and _cases(one) and _cases(other):  # T41 for travel, H33 for meals
+    here, there = _cases(one), _cases(other)
+    if here and there and here.isdisjoint(there):  # T41 for travel, H33 for meals
         return False
     return _shared(_frame(one), _frame(other)) >= SAME_FRAME
 

@@ -29,7 +29,7 @@ OBLIGES = re.compile(
     re.IGNORECASE,
 )
 """Words of a rule, wherever it is said."""
-BOUNDS = re.compile(
+_BOUNDS = re.compile(
     r"\b(?:above|below|over|under|up to|at most|at least|more than|less than|exceeds?|until|needs?|use"
     r"|instead|expected"
     r"|ab|über|unter|bis|braucht|statt|erwartet|au-dessus|plus de|moins de|jusqu'à|utilisez?|attendu"
@@ -46,6 +46,11 @@ _EXAMPLE = re.compile(
 )
 _ESCAPE = re.compile(r"\\([nrt\"\\/])")
 _CLAUSE = re.compile(r"[;\n]|[.,!?:](?=\s)")
+
+
+def is_rule(text: str) -> bool:
+    """Whether a text has words of a rule or of a bound."""
+    return bool(OBLIGES.search(text) or _BOUNDS.search(text))
 
 
 class Tasks:
@@ -126,12 +131,12 @@ class _Task:
         clauses = list(self.said.clauses(value))
         if clauses and not self.has(value):
             return True
-        return any(OBLIGES.search(clause) or BOUNDS.search(clause) for clause in clauses)
+        return any(map(is_rule, clauses))
 
 
 def _is_rule_of_a_task(clause: str) -> bool:
     """Whether a clause of a task has two words of bounds: "needs a manager above 200 EUR", not "a flight under 200"."""
-    return len({match[0].casefold() for match in BOUNDS.finditer(clause)}) > 1
+    return len({match[0].casefold() for match in _BOUNDS.finditer(clause)}) > 1
 
 
 def _unescaped(text: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reflect_middleware import digest as digesting
 from reflect_middleware.batch import Batch
 from reflect_middleware.digest import MOST, NAMED, Statement, digest
 from reflect_middleware.groups import grouped
@@ -130,3 +131,18 @@ def test_many_runs_are_counted_not_named():
 
 def test_a_result_that_was_read_is_no_answer_to_the_agent():
     assert listed(told(1, "the page must say " * 40), told(2, "the page must say " * 40)) == []
+
+
+def test_of_thousands_of_errors_few_are_looked_at(monkeypatch):
+    asked: list[str] = []
+
+    def counted(name: str, real: Any) -> Any:
+        return lambda *given: asked.append(name) or real(*given)
+
+    monkeypatch.setattr(digesting, "last_words", counted("words", digesting.last_words))
+    monkeypatch.setattr(digesting.Tasks, "particular", counted("particular", digesting.Tasks.particular))
+    names = [f"{a}{b}{c}" for a in "kmnp" for b in "aeiou" for c in "rstv"]
+    errors = tuple(Step(kind="tool", name="t", error=f"field {name} must be in capitals") for name in names)
+    runs = tuple(told(n, task="the same", trajectory=(*errors[n:], *errors[:n])) for n in (1, 2))
+    assert len(listed(*runs)) == MOST
+    assert (asked.count("words"), asked.count("particular")) == (2 * len(runs), MOST)
